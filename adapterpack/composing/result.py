@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Arrays, Method, Tensors
-from ..adapter_methods.lora import LoRA
+from ..adapter_methods import Arrays, LoRA, Method, Tensors
 from ..lowrank.factors import Factors
 from ..lowrank.spectra import Loss
 from ..manifest import manifest as m

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Site
-from ..adapter_methods.core.layouts import unfoldable
+from ..adapter_methods import Site, unfoldable
 from ..adapter_methods.lora import lora
 from ..base import Checkpoint
 from ..errors import Unsupported

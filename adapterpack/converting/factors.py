@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Arrays, Site, Tensors, complete, method_of
-from ..adapter_methods.lora import LoRA
+from ..adapter_methods import Arrays, LoRA, Site, Tensors, complete, method_of
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io import FLOATS, all_finite, dtype_name
 from ..manifest.secondary_methods import MethodSites

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapter_methods import Site, method_of
-from ..adapter_methods.lora import LoRA
+from ..adapter_methods import LoRA, Site, method_of
 from ..bundle import Bundle
 from ..errors import AdapterpackError, Unsupported
 from ..manifest import structs as m

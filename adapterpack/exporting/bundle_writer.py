@@ -13,8 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..adapter_methods import get
-from ..adapter_methods.lora import LoRA
+from ..adapter_methods import LoRA, get
 from ..base import CONFIG, Checkpoint, copy_carried, pooling_of, read_json, write_json
 from ..base.thresholds import said_in
 from ..bundle import (

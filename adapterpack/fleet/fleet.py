@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Arrays, Site, Tensors
-from ..adapter_methods.lora import LoRA, lora
+from ..adapter_methods import Arrays, LoRA, Site, Tensors
+from ..adapter_methods.lora import lora
 from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, Unsigned, WronglySigned, nearest
 from ..io import HeldFile, output_folder, read_file, safetensors
 from ..io.safe_open import in_hub_cache

@@ -10,9 +10,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..adapter_methods import Method, get
+from ..adapter_methods import Acts, Method, get
 from ..adapter_methods.core.config import from_json
-from ..adapter_methods.core.token_positions import Acts
 from ..errors import FormatError
 from . import manifest as m
 from .composed_method import method_of

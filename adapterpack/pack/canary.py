@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from ..adapter_methods.core.token_positions import Acts
+from ..adapter_methods import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from ..manifest.structs import Canary, TopLogits
 from ..manifest.synthetic_inputs import make_row

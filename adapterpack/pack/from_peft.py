@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..adapter_methods import WITH_BASE, BaseChange
-from ..adapter_methods.core.peft_form import OfBase
+from ..adapter_methods import WITH_BASE, BaseChange, OfBase
 from ..errors import ConfigError, Unsupported
 from ..io import TENSORS, SafetensorsFile, Streamed
 from ..io.safe_open import LARGE

@@ -10,8 +10,16 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from ..adapter_methods import LAYOUTS, LINEAR, Method, Site, is_stacked, matrix_shape
-from ..adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
+from ..adapter_methods import (
+    CONVOLUTIONS,
+    LAYOUTS,
+    LINEAR,
+    Method,
+    Site,
+    is_stacked,
+    matrix_shape,
+    unfoldable,
+)
 from ..adapter_methods.core.peft_form import leave_open
 from ..base import Checkpoint, compatibility, has_transposed
 from ..errors import BaseMismatch, SiteNotFound, Unsupported, nearest

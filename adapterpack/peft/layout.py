@@ -11,6 +11,7 @@ from ..adapter_methods import (
     Arrays,
     BaseChange,
     Method,
+    OfBase,
     PeftContent,
     PeftLayer,
     Site,
@@ -19,7 +20,6 @@ from ..adapter_methods import (
     methods,
     shapes_of,
 )
-from ..adapter_methods.core.peft_form import OfBase
 from ..adapter_methods.peft.parameters import KEY as TARGET_PARAMETERS
 from ..adapter_methods.peft.parameters import WRAPPED, named_at, names_in, unwrap
 from ..errors import AdapterpackError, FormatError, Unsupported

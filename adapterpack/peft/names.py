@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..adapter_methods import Arrays, Method, PeftLayer, PeftSecondary, Site, Tensors, is_stacked
-from ..adapter_methods.core.layouts import unfoldable
+from ..adapter_methods import Arrays, Method, PeftLayer, PeftSecondary, Site, Tensors, is_stacked, unfoldable
 from ..adapter_methods.core.peft_form import as_matrices
 from ..errors import FormatError
 

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Arrays, Method, Site, Tensors, shapes_of
-from ..adapter_methods.core.layouts import CONVOLUTIONS
+from ..adapter_methods import CONVOLUTIONS, Arrays, Method, Site, Tensors, check_shapes, shapes_of
 from ..adapter_methods.core.peft_form import leave_open
-from ..adapter_methods.core.shapes import check_shapes, features
+from ..adapter_methods.core.shapes import features
 from ..errors import FormatError, Unsupported
 from ..io import SafetensorsFile
 from .names import (

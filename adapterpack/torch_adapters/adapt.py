@@ -23,11 +23,11 @@ from ..adapter_methods import (
     Site,
     SiteConfig,
     Tensors,
+    check_shapes,
     is_stacked,
     method_of,
     resolve_configs,
 )
-from ..adapter_methods.core.shapes import check_shapes
 from ..errors import (
     AdapterpackError,
     BaseMismatch,

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..adapter_methods import LAYOUTS, Method, Site, Tensors, constants_of, to_matrix
-from ..adapter_methods.core.layouts import unfoldable
+from ..adapter_methods import LAYOUTS, Method, Site, Tensors, constants_of, to_matrix, unfoldable
 from ..errors import Unsupported
 from ..manifest.manifest import Group
 from .adapter_kinds import KINDS

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Arrays, Site, Tensors, get, shapes_of
-from ...adapter_methods.core.shapes import check_shapes
+from ...adapter_methods import Arrays, Site, Tensors, check_shapes, get, shapes_of
 from ...errors import FormatError, Unsupported, excerpt
 from ...manifest.secondary_methods import MethodSites
 from ..numbers import finite_number

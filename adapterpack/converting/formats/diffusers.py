@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Arrays, method_of
-from ...adapter_methods.lora import LoRA
+from ...adapter_methods import Arrays, LoRA, method_of
 from ...errors import FormatError, Unsupported
 from ...io import SafetensorsFile, safetensors, strict_json
 from ...pack import Pack

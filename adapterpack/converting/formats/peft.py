@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...adapter_methods.core.peft_form import OfBase
+from ...adapter_methods import OfBase
 from ...errors import Unsupported
 from ...pack import Pack
 from ...pack.files import encode_files

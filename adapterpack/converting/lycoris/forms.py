@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import Site, get
-from ...adapter_methods.core.shapes import check_shapes
+from ...adapter_methods import Site, check_shapes, get
 from ...adapter_methods.loha import with_kernel
 from ...errors import BaseMismatch, FormatError, Unsupported, printable
 from ..factors import check_pair

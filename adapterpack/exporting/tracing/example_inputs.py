@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...adapter_methods.core.token_positions import Acts
+from ...adapter_methods import Acts
 from ...errors import Unsupported
 from ...runtime.media.image_layouts import image_shape
 from ...runtime.media.processor_config import preparation

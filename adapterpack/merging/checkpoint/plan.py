@@ -8,8 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ...adapter_methods import LAYOUTS, matrix_shape
-from ...adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
+from ...adapter_methods import CONVOLUTIONS, LAYOUTS, matrix_shape, unfoldable
 from ...base import Verdict, module_parameter
 from ...base.codecs.plain import plain_writer
 from ...base.codecs.storage import WeightStorage, Writer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from ...adapter_methods.core.token_positions import Acts
+from ...adapter_methods import Acts
 from ...errors import ConfigError
 from ...pack import Pack
 from ...slots.sums import NotASum

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import Arrays, Tensors, complete
-from ...adapter_methods.forms.prompt import PromptForm
+from ...adapter_methods import Arrays, PromptForm, Tensors, complete
 from ...bundle import PAST, empty_caches
 from ...errors import BaseMismatch, Unsupported
 from ...pack import Pack

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ...adapter_methods.core.layouts import unfoldable
+from ...adapter_methods import unfoldable
 from ...errors import NonFinite, NothingToDo, Unsupported
 from ..adapt import detach
 from ..layers.active import (

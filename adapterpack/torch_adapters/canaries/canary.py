@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...adapter_methods.core.token_positions import Acts
+from ...adapter_methods import Acts
 from ...errors import NothingToDo
 from ...manifest.structs import Canary
 from ...pack import Pack, canary

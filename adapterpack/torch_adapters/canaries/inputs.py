@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...adapter_methods.core.token_positions import Acts
+from ...adapter_methods import Acts
 from ...manifest.structs import Canary, Features, Pixels, Recipe
 from ...pack import canary
 from ...tasks import SOUNDS, TASKS, sound_of

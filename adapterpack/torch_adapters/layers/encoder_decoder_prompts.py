@@ -14,8 +14,7 @@ import numpy as np
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from ...adapter_methods import PROMPT
-from ...adapter_methods.forms.prompt import PromptForm
+from ...adapter_methods import PROMPT, PromptForm
 from ...errors import Unsupported
 from .calls import argument_names, named_arguments
 from .layer import NewAdapter

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from ...adapter_methods import LAYOUTS
-from ...adapter_methods.core.token_positions import Acts, has_acted
+from ...adapter_methods import LAYOUTS, Acts
+from ...adapter_methods.core.token_positions import has_acted
 from ...errors import Unsupported
 from .calls import Args, Kwargs, argument_names, named_arguments
 from .layer import Adapted

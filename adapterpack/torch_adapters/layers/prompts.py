@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from ...adapter_methods import PROMPT, Site, Traits
-from ...adapter_methods.forms.prompt import PromptForm, PromptSite
+from ...adapter_methods import PROMPT, PromptForm, Site, Traits
+from ...adapter_methods.forms.prompt import PromptSite
 from ...errors import BaseMismatch, Unsupported
 from ..models.load import load_tokenizer
 from .active import evaluating

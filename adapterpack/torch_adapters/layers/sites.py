@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ...adapter_methods import LAYOUTS, Site, Traits, matrix_shape
-from ...adapter_methods.core.layouts import unfoldable
+from ...adapter_methods import LAYOUTS, Site, Traits, matrix_shape, unfoldable
 from ...errors import SiteNotFound, Unsupported, nearest
 from .weights import format_of, is_plain
 from .wrapper import as_list, base_modules, innermost, is_inside, is_named, module_at, paths_of

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from transformers import BitsAndBytesConfig
 
-from ...adapter_methods import PROMPT
-from ...adapter_methods.core.token_positions import Acts
+from ...adapter_methods import PROMPT, Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
 from ...pack.pack import Pack
 from ...readable import things

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ....adapter_methods import PROMPT, Arrays, shapes_of
-from ....adapter_methods.core.shapes import check_shapes
+from ....adapter_methods import PROMPT, Arrays, check_shapes, shapes_of
 from ....errors import AdapterpackError, FormatError
 from ....io import TENSORS
 from ....manifest import manifest as m
