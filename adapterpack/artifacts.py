@@ -17,17 +17,16 @@ from .errors import ConfigError, StorageError
 from .fleet.fleet import sign_fleet, verify_fleet
 from .fleet.inspect import inspect_fleet, validate_fleet
 from .fleet.manifest import FILE_NAME as FLEET_FILE
-from .hub.resolve import folder_of, is_remote
+from .hub import folder_of
+from .hub.resolve import is_remote
 from .io import TENSORS, strict_json
 from .manifest import manifest as m
 from .notebook import Shown
-from .pack import Pack
+from .pack import Budget, Pack, Signature, load
 from .pack.inspect import describe, inspect_base
-from .pack.trust.sign import Signature
 from .pack.trust.sign import sign as sign_pack
 from .pack.trust.sign import verify as verify_pack
-from .pack.validate.checks.context import Budget
-from .pack.validate.validation import Report, load
+from .pack.validate.validation import Report
 from .pack.validate.validation import validate as validate_pack
 from .paths import StrPath
 from .peft import layout

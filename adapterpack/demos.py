@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FormatError, OutputExists, StorageError
-from .hub.resolve import folder_of
+from .hub import folder_of
 from .io import cache_folder, output_folder, refuse_existing, scratch_folder, sha256_of
 from .paths import StrPath
 from .resources import resource

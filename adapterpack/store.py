@@ -33,12 +33,20 @@ from .errors import (
     nearest,
     storage_errors,
 )
-from .io import blobs, cache_folder, hold_lock, open_inside, own_folder, read_at_most, read_file, sha256_of
-from .io.atomic import sync
+from .io import (
+    blobs,
+    cache_folder,
+    hold_lock,
+    open_inside,
+    own_folder,
+    read_at_most,
+    read_file,
+    sha256_of,
+    sync,
+)
 from .manifest import manifest as m
-from .pack import Pack
+from .pack import Pack, load
 from .pack.validate.checks.folder import regular_files
-from .pack.validate.validation import load
 from .paths import StrPath
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")

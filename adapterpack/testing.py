@@ -40,8 +40,8 @@ from .adapter_methods.forms.attention import attend
 from .adapter_methods.forms.blocks import run_block
 from .adapter_methods.forms.prompt import PromptSite
 from .manifest import manifest as m
-from .pack.pack import Pack, build
-from .pack.validate.validation import load
+from .pack import Pack, load
+from .pack.pack import build
 
 EXACT = 1e-12
 """The absolute tolerance for two float64 computations of the same small sums in different order: about 1e4

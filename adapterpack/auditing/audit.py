@@ -18,12 +18,10 @@ from ..composing.full_modules import comparable
 from ..composing.plan import plan
 from ..errors import AdapterpackError, NothingToDo, Unsupported
 from ..io import DTYPES, FLOATS
-from ..lowrank.factors import Term, zero
-from ..lowrank.spectra import Loss
-from ..lowrank.truncation import Cut, require_count
+from ..lowrank import Cut, Loss, Term, zero
+from ..lowrank.truncation import require_count
 from ..manifest import manifest as m
-from ..pack import Adapter, Pack
-from ..pack.validate.validation import as_pack
+from ..pack import Adapter, Pack, as_pack
 from ..paths import StrPath
 from . import verdict
 from .audit_report import Audit, AuditedModule, AuditedSite, Skipped

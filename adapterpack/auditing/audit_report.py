@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..lowrank.truncation import Cut, energy_of
+from ..lowrank import Cut, energy_of
 from ..notebook import Shown
 from ..pack import Pack
 from .measures import Measures, effective_rank, pool, stable_rank

@@ -24,9 +24,9 @@ from operator import add
 
 import numpy as np
 
-from ..lowrank.factors import Factors, Term, gram, inner, stack
+from ..lowrank import Factors, Term, energy_of, gram
+from ..lowrank.factors import inner, stack
 from ..lowrank.spectra import Spectrum, spectra, spectrum
-from ..lowrank.truncation import energy_of
 from ..merging.fold.loss import LossSums
 from .scan import Entries
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..adapter_methods import row_blocks
 from ..io import DTYPES
-from ..lowrank.factors import Term, gram
+from ..lowrank import Term, gram
 from ..merging.fold.loss import LossSums, sums_of
 
 SAMPLE = 1 << 20

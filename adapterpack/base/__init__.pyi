@@ -7,6 +7,8 @@ from .base_folder import write_json as write_json
 from .base_metadata import chat_template_of as chat_template_of
 from .base_metadata import pooling_of as pooling_of
 from .checkpoint import Checkpoint as Checkpoint
+from .codecs.dequantized_checkpoint import DequantizedCheckpoint as DequantizedCheckpoint
+from .codecs.storage import WeightStorage as WeightStorage
 from .compatibility import Verdict as Verdict
 from .compatibility import recorded_fingerprint as recorded_fingerprint
 from .fingerprint import Fingerprint as Fingerprint

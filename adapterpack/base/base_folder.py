@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, Unsupported, storage_errors
-from ..io import copy_file, open_inside, read_at_most, resolved_inside, strict_json
-from ..io.hashing import Identity, identity
+from ..io import Identity, copy_file, identity, open_inside, read_at_most, resolved_inside, strict_json
 from .renamings import is_known
 
 CONFIG = "config.json"

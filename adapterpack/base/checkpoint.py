@@ -16,8 +16,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, Unsupported, nearest
-from ..io import DTYPES, HashedSource, SafetensorsFile, TensorInfo, open_inside, require_unchanged
-from ..io.hashing import Identity, bytes_of, digests, identity
+from ..io import (
+    DTYPES,
+    HashedSource,
+    Identity,
+    SafetensorsFile,
+    TensorInfo,
+    digests,
+    identity,
+    open_inside,
+    require_unchanged,
+)
+from ..io.hashing import bytes_of
 from ..paths import StrPath
 from . import fingerprint as fp
 from . import linear_layers

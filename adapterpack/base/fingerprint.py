@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import FormatError
-from ..io.hashing import digests
+from ..io import digests
 
 SCHEME = "bfp1"
 SAMPLE = 4096

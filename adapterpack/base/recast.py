@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..io import DTYPES
-from ..io.hashing import digests
+from ..io import DTYPES, digests
 from .checkpoint import Checkpoint
 
 _LARGEST = {"F8_E4M3": 448.0}

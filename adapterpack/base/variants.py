@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BaseMismatch, NothingToDo
-from ..io import FLOATS, HashedSource, read_file
-from ..io.hashing import digests
+from ..io import FLOATS, HashedSource, digests, read_file
 from .base_folder import MAX_JSON
 from .checkpoint import Checkpoint
 from .compatibility import BaseVariant

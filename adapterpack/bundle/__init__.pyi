@@ -1,6 +1,7 @@
 from .decoder_graph import CACHE_LENGTHS as CACHE_LENGTHS
 from .decoder_graph import DECODER as DECODER
 from .decoder_graph import LOGITS_POSITIONS as LOGITS_POSITIONS
+from .decoder_graph import LONGEST as LONGEST
 from .decoder_graph import SOURCE_LENGTHS as SOURCE_LENGTHS
 from .decoder_graph import graphs_of as graphs_of
 from .decoder_graph import without_decoder as without_decoder
@@ -13,6 +14,7 @@ from .layer_caches import growing_axis as growing_axis
 from .layer_caches import replaced_states as replaced_states
 from .manifest import ADAPTER_IDS as ADAPTER_IDS
 from .manifest import ADAPTER_POSITIONS as ADAPTER_POSITIONS
+from .manifest import ADDED as ADDED
 from .manifest import ENCODED as ENCODED
 from .manifest import GRAPH as GRAPH
 from .manifest import PAST as PAST
@@ -27,6 +29,7 @@ from .manifest import manifest_bytes as manifest_bytes
 from .manifest import parse_bundle as parse_bundle
 from .manifest import read_bundle as read_bundle
 from .proofs import VerificationCache as VerificationCache
+from .reports import PROOFS as PROOFS
 from .signature import GraphSignature as GraphSignature
 from .signature import Port as Port
 from .signature import signature_of as signature_of

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from ..base import CARRIED
 from ..errors import ConfigError, FormatError, nearest
+from ..io import Identity, identity, require_unchanged
 from ..io.file_hashes import file_hashes
-from ..io.hashing import Identity, identity, require_unchanged
+from ..manifest import Manifest
 from ..manifest.manifest import FILE_NAME as PACK
-from ..manifest.manifest import Manifest
 from ..pack import SIGNATURE
 from ..pack.validate.checks.base import SAME
 from ..tasks import MAIN

@@ -13,9 +13,9 @@ import adapterpack
 
 from ..bundle import GENAI_FILE
 from ..errors import storage_errors
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..merging.base_kind import is_graph
-from ..runtime.providers.device import Device
+from ..runtime import Device
 from ..runtime.text.model_files import read_text
 from .logs import log_message
 from .options import combine, option, parse_pairs, suggest

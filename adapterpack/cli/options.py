@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 import adapterpack
 
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..io import output_file, scratch_folder
 from ..report.page import PAGE
 from .logs import QUIET, VERBOSE

@@ -17,8 +17,7 @@ from ..adapter_methods.nodes.tree import MEMBER
 from ..errors import ConfigError, FormatError, Unsupported, nearest
 from ..manifest import manifest as m
 from ..manifest.structs import Composition, CompositionMember
-from ..pack import Adapter, Pack
-from ..pack.lineage import descend
+from ..pack import Adapter, Pack, descend
 from .compatibility import common_base, common_problem, common_task, require_same_site
 from .full_modules import CombinedModules, average
 from .result import build_composed

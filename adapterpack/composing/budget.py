@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import ConfigError, NothingToDo
-from ..lowrank.truncation import Cut, shared_out
+from ..lowrank import Cut
+from ..lowrank.truncation import shared_out
 
 FULL_RANK = 256
 """The largest rank that a change without a low rank can get under a budget."""

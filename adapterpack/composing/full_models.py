@@ -34,7 +34,7 @@ from ..io import (
     write_all,
 )
 from ..io.safetensors import plan
-from ..lowrank.factors import Term
+from ..lowrank import Term
 from ..merging.checkpoint.arguments import require_outside
 from ..merging.checkpoint.config import plain_config
 from ..merging.checkpoint.layout import Item, Shard, index

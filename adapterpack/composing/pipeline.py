@@ -11,8 +11,7 @@ from typing import Any
 from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
 from ..io import refuse_existing
-from ..pack import Pack
-from ..pack.validate.validation import as_pack
+from ..pack import Pack, as_pack
 from ..paths import StrPath
 from .arguments import BySite, checked_weights, chosen_name
 from .assemble import TreeLike, assemble

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..adapter_methods import complete
-from ..io.threads import workers
-from ..pack import Adapter, Pack
-from ..pack.validate.validation import as_pack
+from ..io import workers
+from ..pack import Adapter, Pack, as_pack
 from ..paths import StrPath
 from .arguments import opened_base
 from .as_factors import exact_factors, require_cut, require_representable, with_widths

@@ -19,10 +19,9 @@ from ..errors import ConfigError, FormatError
 from ..io import open_regular, output_file, read_at_most
 from ..io.strict_json import canonical, loads
 from ..library_errors import library_errors
-from ..manifest.manifest import Parent
+from ..manifest import Parent
 from ..manifest.structs import PackName
-from ..pack import Pack
-from ..pack.validate.validation import load
+from ..pack import Pack, load
 from ..paths import StrPath
 from .assemble import assemble
 from .rules.rule import RULES

@@ -12,12 +12,10 @@ import numpy as np
 from ..adapter_methods.lora import lora
 from ..errors import ConfigError, NothingToDo
 from ..io import FLOATS, dtype_name, one_thread_each, refuse_existing
-from ..lowrank.factors import Factors, Term, stack, weighted_sum
-from ..lowrank.spectra import Loss, Spectrum, spectra
-from ..lowrank.truncation import Cut, energy_of
-from ..pack import Pack
-from ..pack.lineage import descend
-from ..pack.validate.validation import as_pack
+from ..lowrank import Cut, Factors, Loss, Term, energy_of, weighted_sum
+from ..lowrank.factors import stack
+from ..lowrank.spectra import Spectrum, spectra
+from ..pack import Pack, as_pack, descend
 from ..paths import StrPath
 from .arguments import chosen_name, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within

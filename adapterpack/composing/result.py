@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import Arrays, LoRA, Method, Tensors
-from ..lowrank.factors import Factors
-from ..lowrank.spectra import Loss
+from ..lowrank import Factors, Loss
+from ..manifest import Sites
 from ..manifest import manifest as m
-from ..manifest.secondary_methods import Sites
-from ..pack.pack import Pack, build
+from ..pack import Pack
+from ..pack.pack import build
 from .full_modules import CombinedModules
 from .sites import JointSite
 

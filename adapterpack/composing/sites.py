@@ -15,9 +15,7 @@ from ..base import Checkpoint
 from ..errors import Unsupported
 from ..io import one_thread_each
 from ..io.streamed_tensors import Unread
-from ..lowrank.factors import Term, zero
-from ..lowrank.spectra import Loss
-from ..lowrank.truncation import Cut
+from ..lowrank import Cut, Loss, Term, zero
 from ..pack import Adapter, Pack
 from .as_factors import FactoredChange, represent
 from .compatibility import SIDE_BY_SIDE, require_same_site

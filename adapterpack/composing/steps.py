@@ -16,14 +16,10 @@ from ..adapter_methods import Method, Site, Tensors
 from ..adapter_methods.lora import lora
 from ..adapter_methods.nodes.composed import pack_config
 from ..errors import ConfigError, NonFinite, NothingToDo
-from ..io.threads import in_order, one_thread_each, workers
-from ..lowrank.factors import Factors
-from ..lowrank.range_finder import LeadingSpectrum
-from ..lowrank.spectra import Loss
-from ..lowrank.truncation import Cut
+from ..io import in_order, one_thread_each, workers
+from ..lowrank import Cut, Factors, LeadingSpectrum, Loss
 from ..manifest import manifest as m
-from ..pack import Pack
-from ..pack.lineage import descend
+from ..pack import Pack, descend
 from ..paths import StrPath
 from .arguments import BySite, check_by_site, checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within

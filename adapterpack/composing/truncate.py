@@ -8,10 +8,9 @@ from typing import TypeVar
 import numpy as np
 
 from ..io import all_finite, in_order
-from ..lowrank.factors import Factors, FactorSum, zero
-from ..lowrank.range_finder import InMemory, LeadingSpectrum, RowSource, largest
-from ..lowrank.spectra import Loss, recompress_all, spectra
-from ..lowrank.truncation import Cut, energy_of
+from ..lowrank import Cut, Factors, FactorSum, InMemory, LeadingSpectrum, Loss, RowSource, energy_of, zero
+from ..lowrank.range_finder import largest
+from ..lowrank.spectra import recompress_all, spectra
 from .rules.rule import Combination
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..lowrank.factors import Term, gram
+from ..lowrank import Term, gram
 from .candidates import Candidate, joint_sites
 from .joint_bases import Bases, group, joint_bases
 

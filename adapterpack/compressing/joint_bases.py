@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..lowrank.factors import Factors
+from ..lowrank import Factors
 from ..lowrank.seeded_random import uniform
 
 ROUNDS = 2

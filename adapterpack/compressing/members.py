@@ -10,7 +10,7 @@ from ..adapter_methods import Arrays, Site
 from ..fleet.fleet import Fleet
 from ..fleet.manifest import FleetSite, Member, Whole
 from ..io import dtype_name
-from ..lowrank.factors import Factors
+from ..lowrank import Factors
 from ..manifest.structs import Base
 from .candidates import Candidate, weights_of
 from .fitting import Fit, MemberDraft, StoredCore

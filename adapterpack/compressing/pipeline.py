@@ -12,8 +12,7 @@ from ..errors import ConfigError, NothingToDo, Unsupported
 from ..fleet.fleet import Fleet
 from ..io import one_thread_each, refuse_existing
 from ..io.atomic import exchanged_folder
-from ..pack import Pack
-from ..pack.validate.validation import as_pack
+from ..pack import Pack, as_pack
 from ..paths import StrPath
 from .candidates import Candidate, candidates, joint_sites
 from .fitting import Fit, fit_bases

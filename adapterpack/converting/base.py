@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ..adapter_methods import is_bare, is_stacked
 from ..base import Checkpoint
 from ..errors import Unsupported
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..manifest import manifest as m
 from ..pack import Pack, match_layers, named_on
 from ..pack.layer_kinds import kind_of_shape, require_shape

@@ -11,9 +11,8 @@ from ..base.variants import variant
 from ..errors import BaseMismatch, NothingToDo, Unsupported
 from ..io import refuse_existing
 from ..manifest.structs import Variant
-from ..pack.lineage import descend
-from ..pack.pack import Pack, seal
-from ..pack.validate.validation import as_pack
+from ..pack import Pack, as_pack, descend
+from ..pack.pack import seal
 from ..paths import StrPath
 
 

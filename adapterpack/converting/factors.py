@@ -11,7 +11,7 @@ import numpy as np
 from ..adapter_methods import Arrays, LoRA, Site, Tensors, complete, method_of
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io import FLOATS, all_finite, dtype_name
-from ..manifest.secondary_methods import MethodSites
+from ..manifest import MethodSites
 from ..pack import Adapter, Pack
 from .format import ConversionSource, list_first
 from .numbers import most_frequent, scale_factor

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ..errors import ConfigError, Unsupported
-from ..pack.lineage import descend
-from ..pack.pack import Pack, seal
+from ..pack import Pack, descend
+from ..pack.pack import seal
 from ..tasks import TASKS
 
 LONGEST = 200

@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..base.renamings import publish_path, renamings_of
+from ..base import renamings_of
+from ..base.renamings import publish_path
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
 from ..io import open_regular
 from ..io.safetensors import parse_header

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from ..adapter_methods import Tensors, get
+from ..manifest import MethodSites, Sites
 from ..manifest import manifest as m
-from ..manifest.secondary_methods import MethodSites, Sites
-from ..pack.lineage import descend
-from ..pack.pack import Pack, build
+from ..pack import Pack, descend
+from ..pack.pack import build
 from ..tasks import NO_TASK
 from .base import BaseModel, bind_to_base
 from .format import ConversionSource

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..adapter_methods import Completed, Estimate, Method, Site, Tensors, get, to_matrix
 from ..errors import ConfigError
-from ..manifest.secondary_methods import MethodSites
+from ..manifest import MethodSites
 from ..pack import Pack, match_layers
 from .base import BaseModel
 from .packs import rebuild

@@ -17,7 +17,7 @@ from ..adapter_methods.peft.attention import OUT
 from ..adapter_methods.peft.parameters import wrappers_of
 from ..errors import Unsupported
 from ..io import TENSORS, safetensors
-from ..manifest.manifest import Group
+from ..manifest import Group
 from ..pack import Pack
 from ..pack.files import METADATA
 from ..peft import layout

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError, NothingToDo, Unsupported
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..io import SafetensorsFile, output_file, output_folder, refuse_existing, sha256_of
 from ..pack import Pack
 from ..pack.on_base import rewritten_on

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import storage_errors
-from ..io.cache import cache_folder
+from ..io import cache_folder
 from ..readable import size
 from ..store import Store
 from .finding import CheckResult

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnxruntime.capi import build_and_package_info as build
 
 from ..errors import AdapterpackError
-from ..runtime.providers.device import Device
+from ..runtime import Device
 from ..runtime.providers.resolved_device import resolve
 
 _GRAPH = (

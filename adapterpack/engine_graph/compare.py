@@ -11,9 +11,9 @@ import numpy as np
 from ..base.thresholds import turns_by_length
 from ..bundle import ADAPTER_POSITIONS, PAST, replaced_states
 from ..errors import ParityError
+from ..runtime import Session
 from ..runtime.media.image_layouts import TOKEN_TYPES
 from ..runtime.sessions.decoder import next_cache
-from ..runtime.sessions.session import Session
 from ..slots.precision import DEFAULT
 from ..tasks import Arrays
 

@@ -13,7 +13,8 @@ from ..adapter_methods import LoRA, Site, method_of
 from ..bundle import Bundle
 from ..errors import AdapterpackError, Unsupported
 from ..manifest import structs as m
-from ..pack.pack import Pack, build
+from ..pack import Pack
+from ..pack.pack import build
 from ..paths import StrPath
 from ..runtime.genai_bundle import bundle_folder
 from ..tasks import NO_TASK

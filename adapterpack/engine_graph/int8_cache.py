@@ -18,12 +18,11 @@ import onnx_ir as ir
 from ..bundle import DECODER, graph_file
 from ..errors import ParityError, Unsupported
 from ..graph_passes.static_cache_decoder import make_int8
+from ..runtime import Session, context_of
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
 from ..runtime.engine.requests import SequenceState
 from ..runtime.sessions.measured_texts import texts
-from ..runtime.sessions.session import Session
-from ..runtime.text.model_files import context_of
 
 _TOLERANCE = 0.1
 """How far the logits may move, as a share of the largest; the same as for int8 weights."""

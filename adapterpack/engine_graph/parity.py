@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from ..base import CONFIG, read_json
-from ..bundle import DECODER, GRAPH, Bundle, graph_file
-from ..bundle.reports import PROOFS
+from ..bundle import DECODER, GRAPH, PROOFS, Bundle, graph_file
 from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast
 from ..onnx_graph.sandboxed_check import try_opening
 from ..pack import Pack
 from ..readable import StepCounter
+from ..runtime import Session, context_length, context_of
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
@@ -29,8 +29,7 @@ from ..runtime.ort.values import array_of
 from ..runtime.prompts import start_ids
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
 from ..runtime.sessions.generate import virtual_tokens
-from ..runtime.sessions.session import Session
-from ..runtime.text.model_files import context_length, context_of, text_part
+from ..runtime.text.model_files import text_part
 from ..slots.precision import DEFAULT, precision
 from ..tasks import MAIN, Arrays
 from .compare import in_pieces, largest_difference, reads_whole, require_close, takes_much

@@ -14,12 +14,10 @@ import numpy as np
 
 from ..errors import ConfigError, Unsupported
 from ..registry import Registry
-from ..runtime.sessions.session import Session
-from ..tasks.data.problems import Labels
-from ..tasks.data.report import DataReport
-from ..tasks.data.rows import Row
-from ..tasks.task import Task
-from ..torch_adapters.models.load import load_tokenizer
+from ..runtime import Session
+from ..tasks import Task
+from ..tasks.data import DataReport, Labels, Row
+from ..torch_adapters import load_tokenizer
 from ..training.loop.media import Media, content_of
 from .measures import Measure
 

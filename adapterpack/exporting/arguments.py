@@ -9,17 +9,15 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ..base import Checkpoint
-from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
-from ..bundle.reports import PROOFS
+from ..base import Checkpoint, DequantizedCheckpoint
+from ..bundle import PROOFS
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
 from ..graph_passes.attach import MODES
-from ..hub.resolve import folder_of
-from ..manifest.structs import BaseQuantization
+from ..hub import folder_of
+from ..manifest import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
-from ..pack import Pack, match_layers, named_on, require_task
-from ..pack.validate.validation import load
+from ..pack import Pack, load, match_layers, named_on, require_task
 from ..paths import StrPath
 from ..quantizing.graphs.options import (
     CACHES,
@@ -34,8 +32,9 @@ from ..quantizing.graphs.options import (
 from ..slots.precision import DEFAULT, precision
 from ..slots.prompt_rows import virtual_tokens
 from ..slots.values import require_slots
+from ..tasks import NO_TASK, Task, get_task, task_of
 from ..tasks.embeddings import POOLING
-from ..tasks.task import NO_TASK, Task, get_task, require_encoder, task_of
+from ..tasks.task import require_encoder
 from .quantize_base import trained_form
 from .targets import TARGETS, Target
 

@@ -36,7 +36,7 @@ from ..manifest.manifest import Base
 from ..merging.pipeline import merge
 from ..quantizing.graphs.quantize_bundle import quantize_in_place, quantizes_directly
 from ..quantizing.graphs.stored_weights import StoredWeights
-from ..torch_adapters.models.load import empty_model
+from ..torch_adapters import empty_model
 from .arguments import ExportJob, Progress
 from .bundle_writer import write_bundle
 from .estimate import estimate

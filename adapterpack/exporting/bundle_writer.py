@@ -38,9 +38,8 @@ from ..graph_passes.experts import holds_stacks
 from ..graph_passes.packing import pack_siblings
 from ..manifest.manifest import Base
 from ..merging.checkpoint.staging import require_space
-from ..onnx_graph.editing import save_graph
+from ..onnx_graph import SlicedTensor, save_graph
 from ..onnx_graph.rows import in_order
-from ..onnx_graph.sliced_tensor import SlicedTensor
 from ..quantizing.graphs.options import CACHES
 from ..quantizing.graphs.quantize_bundle import finish_directly, quantize_directly, quantize_in_place
 from ..quantizing.graphs.replace_products import find_products
@@ -50,8 +49,8 @@ from ..slots.fields import FIELDS, FIXED, LABELS, nothing
 from ..slots.values import group_slots
 from ..tasks import MAIN, Task
 from ..tasks.data import ONE, problem_in
+from ..torch_adapters import empty_model
 from ..torch_adapters.layers.sites import select
-from ..torch_adapters.models.load import empty_model
 from .arguments import ExportJob, Progress
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource

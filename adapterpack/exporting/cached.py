@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import kind_of
-from ..bundle.files import require_files
-from ..bundle.manifest import read_bundle
+from ..bundle import read_bundle, require_files
 from ..errors import AdapterpackError, ConfigError, OutputExists, storage_errors
-from ..hub.resolve import folder_of
-from ..io.cache import cache_folder
+from ..hub import folder_of
+from ..io import cache_folder
 from ..io.file_hashes import file_hashes
 from ..io.strict_json import digest
-from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack import Pack, load
 from ..quantizing.graphs.options import require_no_options
-from ..tasks.task import Task
+from ..tasks import Task
 from ..version import VERSION
 from .arguments import ExportRequest, Progress, prepare
 from .pipeline import export

@@ -6,10 +6,9 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..base import Checkpoint, copy_carried
-from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
+from ..base import Checkpoint, DequantizedCheckpoint, copy_carried
 from ..errors import MissingExtra, Unsupported
-from ..manifest.structs import BaseQuantization
+from ..manifest import BaseQuantization
 from ..pack import Pack
 from ..tasks import Task
 

@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..lowrank.factors import Factors
-from ..lowrank.range_finder import LeadingSpectrum, RowSource, largest, residual
-from ..lowrank.spectra import Loss
-from ..lowrank.truncation import Cut
+from ..lowrank import Cut, Factors, LeadingSpectrum, Loss, RowSource
+from ..lowrank.range_finder import largest, residual
 
 _EDGE = 1.15
 """Singular values up to this multiple of the largest one expected of noise count as noise: rounding does not

@@ -16,11 +16,10 @@ from ..composing.arguments import chosen_name
 from ..composing.result import as_lora, truncation
 from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
 from ..io import Ticker, in_order, refuse_existing
-from ..lowrank.factors import Factors
-from ..lowrank.spectra import Loss
-from ..lowrank.truncation import Cut
+from ..lowrank import Cut, Factors, Loss
 from ..manifest import manifest as m
-from ..pack.pack import Pack, build
+from ..pack import Pack
+from ..pack.pack import build
 from ..paths import StrPath
 from ..tasks import TASKS, type_of
 from ..tasks.data import problem_in

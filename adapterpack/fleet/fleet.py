@@ -18,12 +18,13 @@ from ..adapter_methods.lora import lora
 from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, Unsigned, WronglySigned, nearest
 from ..io import HeldFile, output_folder, read_file, safetensors
 from ..io.safe_open import in_hub_cache
+from ..manifest import Parent
 from ..manifest.digests import digest_tensors, tensor_digest
-from ..manifest.manifest import Lineage, Parent
-from ..pack import MUTABLE, Pack, SharedFactors
+from ..manifest.manifest import Lineage
+from ..pack import MUTABLE, Pack, SharedFactors, Signature
 from ..pack.pack import build
 from ..pack.trust.keys import private_key, public_key
-from ..pack.trust.sign import Signable, Signature, seal, unseal
+from ..pack.trust.sign import Signable, seal, unseal
 from ..pack.trust.statement import Statement
 from ..pack.validate.checks.finding import Finding
 from ..pack.validate.checks.folder import REGULAR, entries

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ..errors import SiteNotFound, Unsupported
-from ..onnx_graph.editing import add_input, values_of
+from ..onnx_graph import add_input, values_of
 from ..pack import Pack
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, is_looked_up, nothing
 from ..slots.values import Values, pad_slots, stack_slots

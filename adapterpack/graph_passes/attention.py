@@ -14,7 +14,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from ..bundle import Heads, MappedSite
-from ..onnx_graph.editing import constant_input
+from ..onnx_graph import constant_input
 from ..pack import Pack
 from ..slots.prompt_kv import PROJECTION
 from .blocks import entering, leaving

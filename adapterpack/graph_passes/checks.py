@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..bundle import MappedSite, signature_of
 from ..errors import ParityError
-from ..onnx_graph.editing import values_of
+from ..onnx_graph import values_of
 
 
 def slot_names(model: ir.Model) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..onnx_graph.editing import add_initializer, named_node
+from ..onnx_graph import add_initializer, named_node
 
 PREFIX = "decoder/"
 """The prefix of the names of nodes and constants that the engine's graph adds."""

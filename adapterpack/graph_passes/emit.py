@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from ..adapter_methods.forms.blocks import EPSILON
-from ..bundle.manifest import ADDED, MappedSite
-from ..onnx_graph.editing import Extent, add_initializer, inputs_of, take_output, values_of
+from ..bundle import ADDED, MappedSite
+from ..onnx_graph import add_initializer, inputs_of, take_output, values_of
+from ..onnx_graph.editing import Extent
 from ..slots.blocks import BRANCHES, Branch
 from ..slots.fields import EXPERTS
 from ..slots.precision import ABSENT, convert

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from ..onnx_graph.editing import add_initializer, constant_input, part_of, save_graph
+from ..onnx_graph import add_initializer, constant_input, part_of, save_graph
 
 
 class ExpertProduct(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..onnx_graph.editing import add_initializer, part_of
+from ..onnx_graph import add_initializer, part_of
 
 MOST = 2 << 30
 """Bytes of dequantized floats that fit into a browser's memory besides everything else."""

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import MappedSite
-from ..onnx_graph.editing import add_initializer
+from ..onnx_graph import add_initializer
 from .attach import AttachPlan
 
 _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import PAST, PRESENT
-from ..onnx_graph.editing import take_output
+from ..onnx_graph import take_output
 from .constants import NewNodes, constant
 
 

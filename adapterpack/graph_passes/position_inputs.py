@@ -17,9 +17,8 @@ from numpy.typing import ArrayLike
 
 from ..bundle import growing_axis
 from ..errors import Unsupported
-from ..onnx_graph.editing import add_input, inputs_of, named_node
+from ..onnx_graph import PRODUCTS, add_input, inputs_of, named_node
 from ..onnx_graph.float32_form import in_float32
-from ..onnx_graph.products import PRODUCTS
 from .constants import PREFIX, constant
 
 _FARTHEST = 4096

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..onnx_graph.editing import inputs_of
+from ..onnx_graph import inputs_of
 
 _MULTIPLE = 8
 """The operator requires the width of its tables to be a multiple of this."""

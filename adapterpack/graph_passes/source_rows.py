@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import ENCODED, SOURCE_LENGTHS
-from ..onnx_graph.editing import add_input, inputs_of, named_node, only_reader
+from ..onnx_graph import add_input, inputs_of, named_node, only_reader
 from .constants import PREFIX, NewNodes, constant
 
 _TURNED = ("Reshape", "Transpose", "Reshape")

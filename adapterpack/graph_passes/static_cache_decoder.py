@@ -38,9 +38,11 @@ from ..base import read_json
 from ..base.thresholds import reaches_of
 from ..bundle import (
     ADAPTER_IDS,
+    ADDED,
     CACHE_LENGTHS,
     DECODER,
     LOGITS_POSITIONS,
+    LONGEST,
     PAST,
     PRESENT,
     Bundle,
@@ -50,11 +52,11 @@ from ..bundle import (
     read_bundle,
     replaced_states,
 )
-from ..bundle.decoder_graph import LAST_POSITIONS, LONGEST, cache_scale, part_ranks
+from ..bundle.decoder_graph import LAST_POSITIONS, cache_scale, part_ranks
 from ..bundle.layer_caches import layer_of
-from ..bundle.manifest import ADDED
 from ..errors import Unsupported
-from ..onnx_graph.editing import (
+from ..onnx_graph import (
+    PRODUCTS,
     add_initializer,
     add_input,
     constant_input,
@@ -63,7 +65,6 @@ from ..onnx_graph.editing import (
     only_reader,
     take_output,
 )
-from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents, is_looked_up
 from ..slots.values import split_slot
 from ..tasks import MAIN

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..onnx_graph.editing import add_initializer, part_of
+from ..onnx_graph import add_initializer, part_of
 
 TABLE = "/table"
 """The suffix for the name of codes in their other shape."""

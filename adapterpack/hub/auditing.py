@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AdapterpackError, FormatError
-from ..pack.validate.checks.context import Budget
+from ..pack import Budget
 from ..pack.validate.checks.finding import Report
 from ..pack.validate.sarif import sarif
 from ..paths import StrPath

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..base import Checkpoint
 from ..base import fingerprint as fp
-from ..base.checkpoint import INDEX, SINGLE, Checkpoint
+from ..base.checkpoint import INDEX, SINGLE
 from ..errors import FormatError, StorageError
 from .artifact import require_at_most
 from .transport import names

@@ -12,7 +12,7 @@ from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, U
 from ..io import cache_folder
 from ..io.atomic import publish
 from ..pack import Pack
-from ..runtime.sessions.validation import validate_bundle
+from ..runtime import validate_bundle
 from ..store import Store
 
 

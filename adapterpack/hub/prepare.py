@@ -12,15 +12,17 @@ from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
 
-from ..bundle.manifest import FILE_NAME, read_bundle
+from ..bundle import read_bundle
+from ..bundle.manifest import FILE_NAME
 from ..errors import ConfigError, FormatError, StorageError
 from ..io import scratch_folder, sha256_of
 from ..manifest import manifest as m
-from ..pack.pack import SIGNATURE, Pack, seal
+from ..pack import SIGNATURE, Pack, load
+from ..pack.pack import seal
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
-from ..pack.validate.validation import check, load
+from ..pack.validate.validation import check
 from ..paths import StrPath
-from ..runtime.sessions.validation import validate_bundle
+from ..runtime import validate_bundle
 from .artifact import KINDS
 from .card import bundle_card, pack_card
 from .transport import names

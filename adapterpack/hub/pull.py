@@ -16,9 +16,9 @@ from msgspec import structs
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
 from ..io import cache_folder, output_folder, own_folder, refuse_existing, strict_json
 from ..manifest import manifest as m
-from ..pack.pack import SIGNATURE, Pack, seal
+from ..pack import SIGNATURE, Pack, load
+from ..pack.pack import seal
 from ..pack.validate.checks.folder import read_manifest
-from ..pack.validate.validation import load
 from ..paths import StrPath
 from . import bundle_cache
 from .artifact import KINDS, MAX_BYTES, Artifact, kind_in, open_remote, require_closed

@@ -13,11 +13,11 @@ from ..base import CARRIED, Checkpoint, Verdict
 from ..errors import AdapterpackError, FormatError, HubError
 from ..io import TENSORS, strict_json
 from ..manifest import manifest as m
-from ..pack import SIGNATURE, Pack, from_peft
+from ..pack import SIGNATURE, Budget, Pack, from_peft
 from ..pack.validate.checks import reading
 from ..pack.validate.checks.base import base_verdict
 from ..pack.validate.checks.composition import composition
-from ..pack.validate.checks.context import Budget, Spent, Subject
+from ..pack.validate.checks.context import Spent, Subject
 from ..pack.validate.checks.finding import Finding, Report
 from ..pack.validate.checks.peft_agreement import options
 from ..pack.validate.checks.remote import remote_code
@@ -31,13 +31,8 @@ from ..pack.validate.validation import (
     run_checks,
 )
 from ..peft.options import base_hint, parse_config
-from ..runtime.sessions.validation import (
-    about_base,
-    about_texts,
-    other_tokenizer,
-    texts_of_base,
-    validate_bundle,
-)
+from ..runtime import validate_bundle
+from ..runtime.sessions.validation import about_base, about_texts, other_tokenizer, texts_of_base
 from .artifact import Artifact, differences, open_remote
 from .base import RemoteBase, remote_base
 from .pull import download, scratch_folder

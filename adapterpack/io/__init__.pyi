@@ -3,6 +3,7 @@ from .atomic import output_folder as output_folder
 from .atomic import own_folder as own_folder
 from .atomic import refuse_existing as refuse_existing
 from .atomic import scratch_folder as scratch_folder
+from .atomic import sync as sync
 from .buffers import Scratch as Scratch
 from .byte_ranges import Span as Span
 from .byte_ranges import copy_span as copy_span
@@ -11,6 +12,9 @@ from .byte_ranges import read_into as read_into
 from .byte_ranges import write_all as write_all
 from .cache import cache_folder as cache_folder
 from .hashing import HashedSource as HashedSource
+from .hashing import Identity as Identity
+from .hashing import digests as digests
+from .hashing import identity as identity
 from .hashing import require_unchanged as require_unchanged
 from .hashing import sha256_of as sha256_of
 from .locks import hold_lock as hold_lock
@@ -37,6 +41,7 @@ from .secret_files import require_private as require_private
 from .streamed_tensors import Streamed as Streamed
 from .threads import in_order as in_order
 from .threads import one_thread_each as one_thread_each
+from .threads import workers as workers
 from .typed_json import Misfit as Misfit
 from .typed_json import NonNegative as NonNegative
 from .typed_json import PositiveWhole as PositiveWhole

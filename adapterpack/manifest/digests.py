@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import NonFinite
-from ..io import hashing, safetensors
-from ..io.safe_open import TENSORS, write_parts
+from ..io import TENSORS, hashing, safetensors
+from ..io.safe_open import write_parts
 from . import manifest as m
 
 

@@ -10,10 +10,8 @@ from typing import Any
 
 from ..base import dtypes, rounding
 from ..errors import ConfigError, NothingToDo
-from ..io import Progress, refuse_existing
-from ..io.threads import workers
-from ..pack import Pack, weights_of
-from ..pack.validate.validation import as_pack
+from ..io import Progress, refuse_existing, workers
+from ..pack import Pack, as_pack, weights_of
 from ..paths import StrPath
 from ..version import VERSION
 from .base_kind import is_gguf, is_graph

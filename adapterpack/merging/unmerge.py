@@ -25,8 +25,7 @@ from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import Scratch, Span, copy_span, open_descriptor, output_folder, strict_json
 from ..io import safetensors as st
 from ..manifest import manifest as m
-from ..pack import Pack
-from ..pack.validate.validation import as_pack
+from ..pack import Pack, as_pack
 from ..paths import StrPath
 from .checkpoint import layout, plan
 from .checkpoint.base_model import MergeBase

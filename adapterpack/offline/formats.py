@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..bundle.manifest import manifest_bytes
+from ..bundle import manifest_bytes
 from ..errors import ConfigError
 from ..extras import needed_by
-from ..pack.pack import Pack
+from ..pack import Pack
+from ..runtime import Device
 from ..runtime.genai_bundle import bundle_folder
-from ..runtime.providers.device import Device
 from ..runtime.sessions.run import BLOCK, row_runner
 from .job import OfflineJob
 from .lines import Line, is_request

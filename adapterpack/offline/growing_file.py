@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from ..errors import storage_errors
-from ..io import hold_folder, open_own_file, refuse_existing
-from ..io.atomic import keep_or_remove, sync
+from ..io import hold_folder, open_own_file, refuse_existing, sync
+from ..io.atomic import keep_or_remove
 from ..io.locks import CAN_LOCK, lock_folder
 from ..readable import size
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import AdapterpackError
-from ..runtime.sessions.run import RowOutcome, RowRunner
+from ..runtime import RowRunner
+from ..runtime.sessions.run import RowOutcome
 from ..tasks.data import Row, RowError
 from .job import Answered
 from .lines import Line

@@ -1,5 +1,6 @@
 from .fits import require_task as require_task
 from .layer_kinds import match_layers as match_layers
+from .lineage import descend as descend
 from .lineage import weights_of as weights_of
 from .on_base import named_on as named_on
 from .pack import MUTABLE as MUTABLE
@@ -7,3 +8,9 @@ from .pack import SIGNATURE as SIGNATURE
 from .pack import Adapter as Adapter
 from .pack import Pack as Pack
 from .shared_factors import SharedFactors as SharedFactors
+from .text_profile import TextProfile as TextProfile
+from .trust.sign import Signature as Signature
+from .trust.sign import Signers as Signers
+from .validate.checks.context import Budget as Budget
+from .validate.validation import as_pack as as_pack
+from .validate.validation import load as load

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from ..adapter_methods import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
-from ..manifest.structs import Canary, TopLogits
+from ..manifest import Canary
+from ..manifest.structs import TopLogits
 from ..manifest.synthetic_inputs import make_row
 
 TOP = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..adapter_methods import PROMPT
 from ..errors import SiteNotFound, UnknownName, Unsupported, nearest
-from ..manifest.view import Described
+from ..manifest import Described
 from ..tasks import NO_TASK, Task, get_task
 
 

@@ -12,8 +12,8 @@ from ..adapter_methods import WITH_BASE, BaseChange, OfBase
 from ..errors import ConfigError, Unsupported
 from ..io import TENSORS, SafetensorsFile, Streamed
 from ..io.safe_open import LARGE
+from ..manifest import MethodSites
 from ..manifest import manifest as m
-from ..manifest.secondary_methods import MethodSites
 from ..peft import layout
 from ..peft.options import base_hint, read_config, require_tensors, unknown_sentence
 from ..tasks.task import task_of_peft

@@ -23,8 +23,7 @@ from ..adapter_methods import (
 from ..adapter_methods.core.peft_form import leave_open
 from ..base import Checkpoint, compatibility, has_transposed
 from ..errors import BaseMismatch, SiteNotFound, Unsupported, nearest
-from ..manifest.manifest import Group
-from ..manifest.view import Described
+from ..manifest import Described, Group
 from ..peft.names import limit
 
 _STACKS = tuple(kind for kind in LAYOUTS if is_stacked(kind))

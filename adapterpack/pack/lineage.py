@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError, FormatError
-from ..manifest.manifest import Lineage, Parent
+from ..manifest import Parent
+from ..manifest.manifest import Lineage
 from .pack import Pack
 
 MAX_DEPTH = 8

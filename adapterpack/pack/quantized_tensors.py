@@ -17,7 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, NonFinite
-from ..manifest.structs import Packed, Run
+from ..manifest import Run
+from ..manifest.structs import Packed
 
 _MOST_OF_ALL = float(np.finfo(np.float32).max)
 _MOST = _MOST_OF_ALL / 4

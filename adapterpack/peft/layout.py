@@ -24,9 +24,9 @@ from ..adapter_methods.peft.parameters import KEY as TARGET_PARAMETERS
 from ..adapter_methods.peft.parameters import WRAPPED, named_at, names_in, unwrap
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import TENSORS, SafetensorsFile, strict_json
+from ..manifest import Described
 from ..manifest import manifest as m
 from ..manifest.migrations import refuse_layer_replication
-from ..manifest.view import Described
 from ..tasks import peft_type_of
 from . import patterns
 from .names import form_of, limit, secondary_form

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..manifest.view import Described
+from ..manifest import Described
 from ..tasks import TASKS
 from .layout import config_bytes
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..manifest.structs import Run
+from ..manifest import Run
 from ..registry import Registry
 
 

@@ -15,8 +15,8 @@ from ..errors import ConfigError, NothingToDo, Unsupported
 from ..manifest.digests import entry_of
 from ..manifest.manifest import PACKED
 from ..manifest.structs import Packed
-from ..pack.lineage import descend
-from ..pack.pack import Adapter, Pack, seal
+from ..pack import Adapter, Pack, descend
+from ..pack.pack import seal
 from ..pack.quantized_tensors import encode
 from .pack_scheme import PACK_SCHEMES, PackScheme
 

@@ -8,8 +8,7 @@ from ..artifacts import kind_of
 from ..bundle import Bundle
 from ..errors import ConfigError, Unsupported
 from ..io import refuse_existing
-from ..pack import Pack
-from ..pack.validate.validation import load
+from ..pack import Pack, load
 from ..paths import StrPath
 from .graphs.options import GraphOptions, quantization, require_no_options
 from .packs import quantize_pack

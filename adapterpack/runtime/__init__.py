@@ -6,3 +6,7 @@ the adapter of each row, and ``ort`` wraps ONNX Runtime itself. ``text`` and ``m
 into inputs, and ``generation`` chooses tokens. ``engine`` batches requests as they arrive; ``sessions`` holds
 the classes that callers use.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from ..base import Verdict, compatibility
 from ..bundle import has_other_tokenizer
 from ..errors import FormatError, Unsupported
-from ..manifest.structs import Canary
-from ..pack import Pack, canary, require_task
+from ..manifest import Canary
+from ..pack import Pack, Signers, canary, require_task
 from ..pack.fits import task_of
-from ..pack.trust.sign import Signers
 from ..tasks import NO_TASK
 from .canary import NONE, Replay, foreign_inputs, of_graph, widen_canary
 from .open_bundle import OpenBundle

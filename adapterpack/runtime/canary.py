@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..bundle import ADAPTER_IDS, Bundle
-from ..manifest.structs import Canary
+from ..manifest import Canary
 from ..pack import Pack, canary
 from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import Values, head_values, in_slots, pad_slots, stack_slots

@@ -16,13 +16,13 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from ..base import copy_carried
-from ..bundle import GENAI_FILE
-from ..bundle.manifest import FILE_NAME, GRAPH, PAST, PRESENT, Bundle, MappedSite
+from ..bundle import GENAI_FILE, GRAPH, PAST, PRESENT, Bundle, MappedSite
+from ..bundle.manifest import FILE_NAME
 from ..errors import OutputExists, Unsupported
 from ..io import cache_folder, output_folder, strict_json
 from ..manifest.structs import Base
-from ..onnx_graph.confine import require_safe
-from ..onnx_graph.graph_file import DTYPES, GraphFile
+from ..onnx_graph import GraphFile, require_safe
+from ..onnx_graph.graph_file import DTYPES
 from ..paths import StrPath
 from ..slots.graph_inputs import slots_of
 from ..version import VERSION

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, Unsupported
 from ..registry import Registry
-from ..runtime.engine.base import Engine
+from ..runtime import Engine
 from .observability.metrics import Figure
 from .route import RouteSpec
 from .tenants.limits import ServerLimits

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from starlette.applications import Starlette
 
 from ..http.protocol import Protocol
-from ..pack import Pack
-from ..pack.trust.sign import Signers
+from ..pack import Pack, Signers
 from ..paths import StrPath
-from ..runtime.engine.base import Engine
+from ..runtime import Engine
 from .adapters.adapter_control import AdapterControl
 from .adapters.adapter_source import source_on_request
 from .adapters.on_request import OnRequest

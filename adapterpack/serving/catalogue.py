@@ -16,8 +16,8 @@ from ..bundle import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported, closest
 from ..http.http_error import HTTPError, invalid_request
 from ..pack import Pack
+from ..runtime import Engine
 from ..runtime.adapters.mix import Mix, combine
-from ..runtime.engine.base import Engine
 from .openai.answers import Provenance, Share
 from .openai.errors import as_http_error
 from .openai.requests import NamedWeight

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..engine_graph.genai_engine import served_folder
-from ..pack.pack import Pack
-from ..runtime.engine.base import Engine
-from ..runtime.providers.device import Device
+from ..pack import Pack
+from ..runtime import Device, Engine
 from .assembly import assemble
 from .route import RouteSpec
 from .scheduling.engine_thread import EngineThread

@@ -15,13 +15,11 @@ from ..engine_graph.genai_engine import served_folder
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..http.tls import IN_THE_CLEAR, Certificate
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..io.pinned_files import allow_more_files
-from ..pack import Pack
-from ..pack.trust.sign import Signers
+from ..pack import Pack, Signers
 from ..paths import StrPath
-from ..runtime.engine.base import Engine
-from ..runtime.providers.device import Device
+from ..runtime import Device, Engine
 from .adapters.folder_watcher import FolderWatcher
 from .listen import UNIX, address_socket, is_loopback, open_to_others, port_socket
 from .tenants.keys import Keys

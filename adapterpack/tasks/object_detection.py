@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import Row, file_of
-from .data.scores import no_head
+from .data import Labels, Row, file_of, no_head, report_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .task import ANY_SIZE, MAIN, TASKS, Part, Task, TaskTraining

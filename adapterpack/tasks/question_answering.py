@@ -11,10 +11,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..readable import things
 from .conversations.form import text_of
-from .data.problems import Labels
-from .data.report import DataReport, report_of
-from .data.rows import Row, types_of
-from .data.scores import no_head, probabilities
+from .data import DataReport, Labels, Row, no_head, probabilities, report_of, types_of
 from .one_pass import NoOptions, OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, TaskTraining

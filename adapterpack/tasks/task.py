@@ -17,9 +17,8 @@ import numpy as np
 
 from ..errors import UnknownName, Unsupported, nearest
 from ..registry import Registry
+from .data import LABEL_COLUMNS, Row
 from .data.problems import IGNORED as IGNORED  # noqa: PLC0414 - a name of this module too
-from .data.problems import LABEL_COLUMNS
-from .data.rows import Row
 from .one_pass import OnePass
 from .session import Arrays, TaskSession
 from .sounds import SOUNDS

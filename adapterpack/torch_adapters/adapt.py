@@ -37,11 +37,11 @@ from ..errors import (
     Unsupported,
     nearest,
 )
-from ..manifest.secondary_methods import MethodSites, require_combinable
-from ..pack import Pack
+from ..manifest import MethodSites
+from ..manifest.secondary_methods import require_combinable
+from ..pack import Pack, as_pack
 from ..pack.fits import require_sites
 from ..pack.layer_kinds import may_be, require_certain
-from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS

@@ -12,10 +12,11 @@ from torch import nn
 
 from ..base import Checkpoint, Verdict, compatibility
 from ..base import fingerprint as fp
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..io import DTYPES, strict_json
+from ..manifest import BaseQuantization
 from ..manifest import manifest as m
-from ..manifest.structs import BaseQuantization, Dims
+from ..manifest.structs import Dims
 from ..pack import Pack, canary
 from ..paths import StrPath
 from .layers.weights import format_of, tensor_of

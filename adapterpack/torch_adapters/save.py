@@ -18,15 +18,16 @@ from ..base import Checkpoint
 from ..base.base_metadata import license_of, tokenizer_of
 from ..errors import AdapterpackError, SiteNotFound, Unsupported
 from ..io import refuse_existing
+from ..manifest import MethodSites
 from ..manifest import manifest as m
-from ..manifest.secondary_methods import MethodSites
 from ..manifest.structs import PackTokenizer
-from ..pack.lineage import descend
-from ..pack.pack import TEMPLATE, Pack, build, is_module, seal
+from ..pack import Pack, descend
+from ..pack.pack import TEMPLATE, build, is_module, seal
 from ..paths import StrPath
 from ..peft.readers import line
+from ..tasks import NO_TASK, TASKS, type_of
 from ..tasks.data import ONE
-from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
+from ..tasks.task import takes_ids
 from ..version import VERSION
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names

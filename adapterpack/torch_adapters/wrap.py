@@ -17,7 +17,7 @@ from torch import nn
 
 from ..adapter_methods import LAYOUTS, Method, Site, Tensors, constants_of, to_matrix, unfoldable
 from ..errors import Unsupported
-from ..manifest.manifest import Group
+from ..manifest import Group
 from .adapter_kinds import KINDS
 from .layers.embedding import AdaptedTable
 from .layers.layer import Adapted, NewAdapter

@@ -15,12 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..paths import StrPath
 from ..readable import seconds, size
 from ..tasks import get_task
 from ..tasks.data import IGNORED
-from ..torch_adapters.layers.active import adapted_layers
+from ..torch_adapters import adapted_layers
 from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig

@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 
 from ..adapter_methods import METHODS
 from ..errors import AdapterpackError, ConfigError
-from ..hub.resolve import folder_of
-from ..io import plain_yaml
-from ..io.atomic import output_file, refuse_existing
+from ..hub import folder_of
+from ..io import output_file, plain_yaml, refuse_existing
 from ..readable import things
-from ..runtime.text.model_files import context_length
-from ..tasks.data.problems import IGNORED, Labels
-from ..tasks.data.report import DataReport
-from ..tasks.task import TASKS, Task, get_task
-from ..torch_adapters.models.load import load_config, load_tokenizer, require_class
+from ..runtime import context_length
+from ..tasks import TASKS, Task, get_task
+from ..tasks.data import IGNORED, DataReport, Labels
+from ..torch_adapters import load_config, load_tokenizer
+from ..torch_adapters.models.load import require_class
 from .config.config import read_config
 from .config.fields import TrainConfig, field_names
 from .config.sources import Source, sources_of

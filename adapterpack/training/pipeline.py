@@ -15,7 +15,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..errors import ConfigError
-from ..hub.resolve import folder_of
+from ..hub import folder_of
 from ..io import refuse_existing
 from ..pack import Pack
 from ..paths import StrPath

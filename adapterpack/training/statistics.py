@@ -14,17 +14,16 @@ from msgspec.structs import replace
 
 from ..composing.statistics import KINDS, Statistics, read
 from ..errors import ConfigError, Unsupported
-from ..hub.resolve import folder_of
-from ..pack import Pack
-from ..pack.text_profile import KEY, TextProfile
-from ..pack.validate.validation import as_pack
+from ..hub import folder_of
+from ..pack import Pack, TextProfile, as_pack
+from ..pack.text_profile import KEY
 from ..paths import StrPath
 from ..tasks import Task
 from ..tasks.conversations.form import read_form
 from ..tasks.data import ONE, PROBLEMS, Labels, report_of
+from ..torch_adapters import load_tokenizer
 from ..torch_adapters.attached.load_for import load_for, task_for
 from ..torch_adapters.calibration import measure as measure_sites
-from ..torch_adapters.models.load import load_tokenizer
 from .data import load as data
 
 _BATCH = 8

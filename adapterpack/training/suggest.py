@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..readable import things
-from ..runtime.text.model_files import context_length
+from ..runtime import context_length
 
 _RATE, _WIDTH, _FALL, _HIGHEST = 5e-4, 2000, 0.78, 1e-3
 """The learning rate of a LoRA of a model of that width, and how fast it falls with the width (Schulman et al.

@@ -9,7 +9,7 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...readable import percent
 from ...report.audit import audit_report, worst_sites
 from ..options import common_options, flag, html_option, load_pack, open_page, option, weight_option

@@ -25,7 +25,7 @@ from ...errors import (
     printable,
     storage_errors,
 )
-from ...io.atomic import output_file, refuse_existing
+from ...io import output_file, refuse_existing
 from ...runtime.text.model_files import read_text
 from ...signals import Ended, taken
 from ...tasks.task import require_chat

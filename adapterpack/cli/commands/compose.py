@@ -23,7 +23,8 @@ from ...composing.recipe import recipe_of
 from ...composing.rules.rule import RULES
 from ...composing.steps import RankChosen
 from ...errors import ConfigError
-from ...hub.resolve import folder_at_hand, folder_of
+from ...hub import folder_of
+from ...hub.resolve import folder_at_hand
 from ...pack.inspect import describe
 from ...readable import show_value, size, things
 from ..logs import log_message

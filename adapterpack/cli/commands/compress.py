@@ -10,7 +10,7 @@ import adapterpack
 
 from ...artifacts import inspect
 from ...errors import ConfigError
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...readable import show_value, size, things
 from ..options import common_options, load_pack, option
 from ..output import print_json, print_line

@@ -9,7 +9,7 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...readable import things
 from ..options import common_options, option, out_option, structural_option, suggest
 from ..output import print_json, print_line

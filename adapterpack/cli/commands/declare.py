@@ -6,7 +6,7 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ..options import common_options, load_pack, out_option
 from ..output import print_json, print_line
 from ..progress import divert_stdout

@@ -10,8 +10,8 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
-from ...io.atomic import output_file, refuse_existing
+from ...hub import folder_of
+from ...io import output_file, refuse_existing
 from ...offline.job import encode_row
 from ...readable import things
 from ...report.evaluation import evaluation_report, evaluation_table, seen_note

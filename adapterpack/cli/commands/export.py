@@ -12,7 +12,7 @@ import adapterpack
 
 from ...bundle import bundle_in
 from ...bundle.reports import proof_sentence
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...merging.base_kind import is_gguf, is_graph
 from ...readable import size, things
 from ..options import (

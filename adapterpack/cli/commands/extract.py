@@ -8,7 +8,7 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...readable import show_value, size, things
 from ..options import common_options, option, out_option
 from ..output import print_json, print_line

@@ -8,8 +8,8 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
-from ...io.atomic import refuse_existing
+from ...hub import folder_of
+from ...io import refuse_existing
 from ...training.config.sources import Source
 from ...training.data.decompress import files_of
 from ..options import columns_option, common_options, option

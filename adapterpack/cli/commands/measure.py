@@ -9,7 +9,7 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...manifest.manifest import FILE_NAME
 from ...readable import size, things
 from ..options import common_options, load_pack, option

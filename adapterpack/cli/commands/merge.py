@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...merging.checkpoint.report import MergeReport
 from ...merging.onnx.report import GraphReport
 from ...merging.pipeline import merge

@@ -10,7 +10,7 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...readable import size, things
 from ...report.comparison import comparison_report, comparison_table, list_left_out
 from ..options import common_options, html_option, open_page, option, quantization_options, suggest

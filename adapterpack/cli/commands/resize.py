@@ -8,7 +8,7 @@ import click
 
 import adapterpack
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...pack.inspect import describe
 from ...readable import show_value, size, things
 from ..options import common_options, load_pack, option, out_option

@@ -12,7 +12,7 @@ from typing import IO, Any
 import click
 
 from ...errors import ConfigError, NothingToDo, storage_errors
-from ...io.atomic import refuse_existing
+from ...io import refuse_existing
 from ...offline.growing_file import OutputProgress, now
 from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_all, write_file, write_stream
 from ...offline.lines import Line, lines_of

@@ -11,7 +11,7 @@ import click
 import adapterpack
 
 from ...errors import ConfigError
-from ...pack.trust.sign import Signers
+from ...pack import Signers
 from ...readable import things
 from ...serving.tenants.keys import new_key
 from ..bundle_options import device_of, device_options, open_target, packs_argument

@@ -11,7 +11,7 @@ import adapterpack
 
 from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
 from ...io import output_file, strict_json
-from ...pack.validate.checks.context import Budget
+from ...pack import Budget
 from ...pack.validate.sarif import sarif
 from ...version import VERSION
 from ..options import common_options, flag, option, structural_option, suggest

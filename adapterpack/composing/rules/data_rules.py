@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
-from ...lowrank.factors import Factors, Term, stack, zero
+from ...lowrank import Factors, Term, zero
+from ...lowrank.factors import stack
 from .entries import EntryBlock, EntryBlocks, entry_rule, weigh
 from .rule import MEAN, Fraction, Positive, Share, rule
 

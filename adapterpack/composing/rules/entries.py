@@ -17,7 +17,8 @@ import numpy as np
 
 from ..._native import lowrank
 from ...adapter_methods import row_blocks
-from ...lowrank.factors import Factors, JointCore, Term, core
+from ...lowrank import Factors, Term
+from ...lowrank.factors import JointCore, core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
 _BLOCK = 1 << 21

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank.factors import Factors, Term, zero
-from ...lowrank.quantiles import level, magnitudes
+from ...lowrank import Factors, Term, magnitudes, zero
+from ...lowrank.quantiles import level
 from ...lowrank.spectra import spectra
 from .rule import THINNED, Count, Fraction, Laws, Share, rule
 

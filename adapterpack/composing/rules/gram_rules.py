@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank.factors import Factors, FactorSum, Term, column_gram, gram, row_gram, stack, weighted_sum
+from ...lowrank import Factors, FactorSum, Term, gram, weighted_sum
+from ...lowrank.factors import column_gram, row_gram, stack
 from .rule import MEAN, RULES, SUM, Fraction, Function, Rule, Steps, rule, with_scope
 
 _ORTHOGONAL = 0.1

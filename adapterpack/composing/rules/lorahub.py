@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...errors import NonFinite
-from ...lowrank.factors import FactorSum, Term, weighted_sum
+from ...lowrank import FactorSum, Term, weighted_sum
 from .rule import SUM, NotNegative, Positive, Steps, rule
 
 Score = Callable[[np.ndarray], float]

@@ -13,8 +13,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...errors import ConfigError, nearest
-from ...lowrank.factors import Factors, FactorSum, Term, zero
-from ...lowrank.range_finder import RowSource
+from ...lowrank import Factors, FactorSum, RowSource, Term, zero
 from ...registry import Registry
 
 Combination = Factors | FactorSum | RowSource

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ...lowrank.factors import Factors, JointCore, Term, core, zero
+from ...lowrank import Factors, Term, zero
+from ...lowrank.factors import JointCore, core
 from .rule import MEAN, Laws, Positive, Share, rule
 
 Mean = Literal["support", "site"]

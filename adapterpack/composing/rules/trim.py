@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ...lowrank.quantiles import level, magnitudes
+from ...lowrank import magnitudes
+from ...lowrank.quantiles import level
 from ...lowrank.seeded_random import uniform
 from .entries import EntryBlock, EntryBlocks
 

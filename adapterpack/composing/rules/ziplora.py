@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...lowrank.factors import Factors, Term, zero
+from ...lowrank import Factors, Term, zero
 from .gram_rules import scaled_lines
 from .rule import NotNegative, Positive, Steps, rule
 

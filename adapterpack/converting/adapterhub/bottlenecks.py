@@ -14,7 +14,7 @@ import numpy as np
 
 from ...adapter_methods import Arrays, Site, Tensors, check_shapes, get, shapes_of
 from ...errors import FormatError, Unsupported, excerpt
-from ...manifest.secondary_methods import MethodSites
+from ...manifest import MethodSites
 from ..numbers import finite_number
 from .families import Family
 from .settings import require_settings, setting

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...adapter_methods import Arrays, Site, Tensors, get, shapes_of
 from ...errors import FormatError, Unsupported, excerpt
-from ...manifest.secondary_methods import MethodSites
+from ...manifest import MethodSites
 from ...peft.tensors import site_of
 from ..numbers import finite_number
 from ..packs import drop_targets

@@ -22,8 +22,9 @@ from ...base.gguf import MAGIC
 from ...base.gguf.names import FAMILIES, GGUFFamily, rope_row_order
 from ...base.gguf.package import library
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
+from ...io import dtype_name
 from ...io.safe_open import write_parts
-from ...io.safetensors import dtype_name, raw
+from ...io.safetensors import raw
 from ...manifest import manifest as m
 from ...pack import Pack
 from ...readable import things

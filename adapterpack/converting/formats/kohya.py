@@ -17,7 +17,7 @@ from ...adapter_methods import Arrays, Site, Tensors, get
 from ...base.renamings import in_memory, publish_path
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io import SafetensorsFile, safetensors
-from ...manifest.secondary_methods import MethodSites
+from ...manifest import MethodSites
 from ...pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import group_leaves, require_linear, site_factors

@@ -17,7 +17,7 @@ import numpy as np
 from ...adapter_methods import Arrays, Method, Site, get
 from ...errors import FormatError, Unsupported, excerpt
 from ...io import TENSORS, SafetensorsFile, npz_file, safetensors, strict_json
-from ...manifest.secondary_methods import MethodSites
+from ...manifest import MethodSites
 from ...pack import Pack
 from ...peft import layout
 from ...peft.options import read_config

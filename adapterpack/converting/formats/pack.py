@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from ...manifest import manifest as m
-from ...pack import Pack
-from ...pack.validate.validation import load
+from ...pack import Pack, load
 from ..base import BaseModel
 from ..format import FORMATS, ConversionSource, Format, Reading
 from ..packs import dequantize, require_base_fits

@@ -19,7 +19,7 @@ import numpy as np
 from ...adapter_methods import Arrays, Site, get
 from ...errors import FormatError, Unsupported
 from ...io import TENSORS, torch_file
-from ...manifest.secondary_methods import MethodSites
+from ...manifest import MethodSites
 from ...peft import layout
 from ...peft.options import PICKLES, TORCHTUNE, read_config
 from ...peft.tensors import site_of

@@ -25,9 +25,9 @@ from ...errors import AdapterpackError, FormatError, Unsupported, excerpt
 from ...io import TENSORS, SafetensorsFile, strict_json
 from ...io.safetensors import pieces
 from ...manifest.digests import write_files
+from ...pack import Pack, load
 from ...pack.files import METADATA
-from ...pack.pack import Pack, build
-from ...pack.validate.validation import load
+from ...pack.pack import build
 from ...peft.layout import CONFIG
 from ...peft.options import read_config, unknown_options, unknown_sentence
 from ...tasks import peft_type_of

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks.data.problems import ANY, LABEL_COLUMNS, NUMBER, ONE
-from ...tasks.data.report import DataReport
-from ...tasks.data.rows import Row
+from ...tasks.data import LABEL_COLUMNS, NUMBER, ONE, DataReport, Row
+from ...tasks.data.problems import ANY
 from ...tasks.text_classification import columns_of, texts_of
 from ..evaluation import (
     EVALUATIONS,

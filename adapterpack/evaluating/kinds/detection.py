@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks.data.rows import Row
+from ...tasks.data import Row
 from ...tasks.object_detection import read_objects
 from ..evaluation import (
     EVALUATIONS,

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks.data.report import DataReport
-from ...tasks.data.rows import Row
+from ...tasks.data import DataReport, Row
 from ...training.trainers.contrastive import columns_of, value_of
 from ..evaluation import (
     EVALUATIONS,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks.data.rows import Row
+from ...tasks.data import Row
 from ...tasks.pixel_maps import nearest
 from ...tasks.semantic_segmentation import names_of
 from ...training.loop.media import content_of

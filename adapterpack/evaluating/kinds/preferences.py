@@ -11,9 +11,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...tasks.conversations.form import FORMS
-from ...tasks.data.problems import NUMBER
-from ...tasks.data.report import DataReport
-from ...tasks.data.rows import Row
+from ...tasks.data import NUMBER, DataReport, Row
 from ...tasks.preferences.form import read_answers
 from ..evaluation import (
     EVALUATIONS,

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks.data.report import DataReport
-from ...tasks.data.rows import Row
+from ...tasks.data import DataReport, Row
 from ...tasks.question_answering import is_flat, read_question
 from ..evaluation import (
     EVALUATIONS,

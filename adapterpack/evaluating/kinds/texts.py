@@ -12,12 +12,10 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...quantizing.comparing.figures import same
-from ...runtime.sessions.session import Session
+from ...runtime import Session
 from ...tasks.conversations.encoding import cut_up, join, pieces_of, require_end
 from ...tasks.conversations.form import Conversation, read_form, text_of
-from ...tasks.data.problems import IGNORED
-from ...tasks.data.report import DataReport
-from ...tasks.data.rows import Row
+from ...tasks.data import IGNORED, DataReport, Row
 from ...tasks.image_text_to_text import PLACE, images_column, listed, without_parts
 from ...tasks.targets import target_ids
 from ...training.loop.media import content_of

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks.data.report import DataReport
-from ...tasks.data.rows import Row
+from ...tasks.data import DataReport, Row
 from ...tasks.token_classification import OUTSIDE, entities, label_column, words_and_labels
 from ..evaluation import (
     EVALUATIONS,

@@ -20,11 +20,8 @@ from ...base import Checkpoint
 from ...bundle import PAST
 from ...errors import FormatError, Unsupported
 from ...graph_passes.sites import with_bias
-from ...onnx_graph.confine import require_safe
-from ...onnx_graph.editing import add_initializer, inputs_of
-from ...onnx_graph.graph_file import GraphFile
-from ...onnx_graph.match import TensorPlace, match
-from ...onnx_graph.pieces import WeightPiece
+from ...onnx_graph import GraphFile, TensorPlace, WeightPiece, add_initializer, inputs_of, require_safe
+from ...onnx_graph.match import match
 from ...onnx_graph.sandboxed_check import require_openable
 from ...pack import Pack
 from ...slots.precision import DEFAULT

@@ -19,8 +19,7 @@ import onnx_ir as ir
 from ...base import read_json
 from ...base.thresholds import reaches_of
 from ...graph_passes.sites import onnxscript_scope
-from ...onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node
-from ...onnx_graph.sliced_tensor import SlicedTensor
+from ...onnx_graph import SlicedTensor, add_initializer, constant_input, inputs_of, named_node
 from ...slots.precision import DEFAULT
 from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from ...base import CONFIG, Checkpoint, read_json
 from ...manifest.manifest import Base
-from ...pack.pack import Pack, seal
+from ...pack import Pack
+from ...pack.pack import seal
 from ..tracing.scratch_checkpoint import write_checkpoint
 
 _BLOCK = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blocks|block))\.([0-9]{1,5})\.")

@@ -13,9 +13,8 @@ from ...base.thresholds import rows_past, thresholds_of
 from ...bundle import PRESENT
 from ...engine_graph.compare import in_pieces, largest_difference, require_close, takes_much
 from ...pack import Pack
+from ...runtime import Session, context_length, context_of
 from ...runtime.sessions.generate import virtual_tokens
-from ...runtime.sessions.session import Session
-from ...runtime.text.model_files import context_length, context_of
 from ...slots.prompt_rows import virtual_room
 from ...tasks import Arrays
 from ..frontends.base import ExportSource

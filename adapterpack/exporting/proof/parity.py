@@ -18,11 +18,10 @@ from ...bundle import PRESENT, Bundle, MappedSite
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
 from ...readable import StepCounter
-from ...runtime import canary
-from ...runtime.sessions.session import Session
+from ...runtime import Session, canary
 from ...slots.precision import NONE_BELOW, precision
 from ...tasks import FRAMES, Arrays
-from ...torch_adapters.models.load import empty_model
+from ...torch_adapters import empty_model
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of

@@ -15,7 +15,7 @@ from ...base import Checkpoint
 from ...bundle import MappedSite, graph_file
 from ...errors import ParityError
 from ...graph_passes.tied import TABLE
-from ...onnx_graph.graph_file import GraphFile
+from ...onnx_graph import GraphFile
 from ...onnx_graph.int8_columns import scales_of
 from ...onnx_graph.nbits import quantized_nodes
 from ...onnx_graph.quantized import near_rows

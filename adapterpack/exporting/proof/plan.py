@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from ...base import Checkpoint, LongRows
 from ...base.thresholds import SHORT
-from ...bundle.reports import PROOFS, ProofReport
+from ...bundle import PROOFS
+from ...bundle.reports import ProofReport
 from ...errors import Unsupported
 from ...pack import Pack
 from ...readable import things

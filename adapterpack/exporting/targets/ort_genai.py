@@ -15,7 +15,7 @@ from ...bundle import GENAI_FILE, GRAPH, PAST, Bundle, Port, growing_axis
 from ...errors import Unsupported
 from ...graph_passes.attach import default_slot_name
 from ...io import strict_json
-from ...runtime.text.tokenizer import Tokenizer
+from ...runtime import Tokenizer
 from ...slots.values import PEFT_NAMES
 from .base import TARGETS, Target
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...adapter_methods import Acts
 from ...errors import Unsupported
-from ...runtime.media.image_layouts import image_shape
+from ...runtime import image_shape
 from ...runtime.media.processor_config import preparation
 from ...runtime.padding import pad
 from ...tasks import SOUNDS, Arrays, Sound, Task, reads_types, sound_of

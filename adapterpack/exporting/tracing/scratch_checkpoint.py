@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import row_blocks
-from ...base import CONFIG, Checkpoint, copy_carried, write_json
+from ...base import CONFIG, Checkpoint, DequantizedCheckpoint, copy_carried, write_json
 from ...base.checkpoint import SINGLE
-from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import storage_errors
 from ...io import FLOATS
 from ...io import safetensors as st

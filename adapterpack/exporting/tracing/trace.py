@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from ...errors import Unsupported
 from ...graph_passes.position_inputs import PositionInputs
 from ...graph_passes.sites import SWAPPED, torch_scope, uses_of_modules
-from ...onnx_graph.editing import inputs_of
+from ...onnx_graph import inputs_of
 from ...runtime.padding import positions
 from ...slots.precision import DEFAULT
 from ...slots.prompt_rows import LEAVES

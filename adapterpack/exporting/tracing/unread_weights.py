@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base import Checkpoint
-from ...onnx_graph.sliced_tensor import SlicedTensor
+from ...onnx_graph import SlicedTensor
 from ...tasks import Task
 from ...torch_adapters.models.load import load_model
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...base import Verdict
-from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
+from ...base import DequantizedCheckpoint, Verdict
 from ...pack import Pack
 
 

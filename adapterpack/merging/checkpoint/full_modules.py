@@ -14,7 +14,7 @@ from ...adapter_methods import Arrays, Tensors
 from ...base import Checkpoint, module_parameter
 from ...base.renamings import in_memory
 from ...errors import SiteNotFound, Unsupported
-from ...manifest.manifest import Group
+from ...manifest import Group
 from ...pack import Pack
 from . import tied_weights, vocabulary
 

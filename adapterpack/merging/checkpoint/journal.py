@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import StorageError
-from ...io import open_own_file, take_lock
-from ...io.atomic import sync
+from ...io import open_own_file, sync, take_lock
 from ..fold.loss import LossSums
 from .jobs import JobShare
 

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...base import Checkpoint
+from ...base import Checkpoint, WeightStorage
 from ...base.codecs.plain import plain_writer
-from ...base.codecs.storage import WeightStorage
 from ...base.tensor_rows import name_rows, rows_between
 from ...errors import Unsupported
-from ...io.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
+from ...io import DTYPES, FLOATS, TensorInfo, dtype_name
+from ...io.safetensors import plan
 from .base_model import MergeBase
 from .plan import MergePlan, MergeTarget
 

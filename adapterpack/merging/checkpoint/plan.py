@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 
 from ...adapter_methods import CONVOLUTIONS, LAYOUTS, matrix_shape, unfoldable
-from ...base import Verdict, module_parameter
+from ...base import Verdict, WeightStorage, module_parameter
 from ...base.codecs.plain import plain_writer
-from ...base.codecs.storage import WeightStorage, Writer
+from ...base.codecs.storage import Writer
 from ...errors import NothingToDo, Unsupported
-from ...manifest.manifest import Group
+from ...manifest import Group
 from ...pack import Pack, match_layers
 from ..fold.fold import Contribution, bind, changes_nothing, slice_of
 from .base_model import MergeBase

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..._native import lowrank
-from ...base.codecs.storage import WeightStorage
+from ...base import WeightStorage
 from ...base.rounding import Round
 from ...io import Scratch
 from .blocks import Arithmetic, WeightBlock, Write

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...base.codecs.storage import WeightStorage
+from ...base import WeightStorage
 from ...errors import ProviderError
 from ...io import Scratch
 from .blocks import Arithmetic, WeightBlock

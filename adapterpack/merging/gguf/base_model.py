@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import LAYOUTS, row_blocks, to_matrix
-from ...base import Checkpoint, Verdict, recorded_fingerprint
+from ...base import Checkpoint, Verdict, WeightStorage, recorded_fingerprint
 from ...base.codecs.row_order import as_model, reorder_rows
-from ...base.codecs.storage import WeightStorage
 from ...base.gguf import ggml
 from ...base.gguf.header import read_header
 from ...base.gguf.names import FAMILIES, GGUFFamily, module_of, rope_row_order
 from ...base.gguf.tensor_types import TensorType
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
-from ...io import DTYPES, TensorInfo, open_regular
-from ...io.hashing import identity
+from ...io import DTYPES, TensorInfo, identity, open_regular
 from ...pack import Pack, match_layers
 from ...pack.layer_kinds import require_shapes
 from ...paths import StrPath

@@ -13,8 +13,7 @@ import numpy as np
 from ...adapter_methods import LAYOUTS
 from ...base import Checkpoint
 from ...io import dtype_name
-from ...onnx_graph.match import TensorPlace
-from ...onnx_graph.pieces import WeightPiece
+from ...onnx_graph import TensorPlace, WeightPiece
 from ..checkpoint.plan import MergeTarget
 from ..checkpoint.tensor_jobs import blocks, require_finite
 from ..fold.blocks import ELEMENTS

@@ -26,6 +26,7 @@ from ...io import (
     copy_file,
     copy_folder,
     copy_span,
+    identity,
     one_thread_each,
     open_descriptor,
     output_folder,
@@ -34,13 +35,11 @@ from ...io import (
     scratch_folder,
     strict_json,
 )
-from ...io.hashing import identity
-from ...onnx_graph.graph_file import GraphFile, require_place
-from ...onnx_graph.match import TensorPlace, match, match_bias
-from ...onnx_graph.pieces import WeightPiece
+from ...onnx_graph import GraphFile, TensorPlace, WeightPiece
+from ...onnx_graph.graph_file import require_place
+from ...onnx_graph.match import match, match_bias
 from ...onnx_graph.sandboxed_check import problems
-from ...pack import Pack, weights_of
-from ...pack.validate.validation import as_pack
+from ...pack import Pack, as_pack, weights_of
 from ...paths import StrPath
 from ..checkpoint import plan, provenance
 from ..checkpoint.arguments import require_outside

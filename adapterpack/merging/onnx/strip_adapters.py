@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, GRAPH, Bundle
+from ...bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, GRAPH, Bundle
 from ...errors import FormatError
-from ...onnx_graph.editing import save_graph, values_of
+from ...onnx_graph import save_graph, values_of
 from ...tasks import AXES
 
 

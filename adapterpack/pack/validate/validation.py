@@ -37,7 +37,7 @@ from .checks.template import template_findings
 from .registry import CHECKS
 
 if TYPE_CHECKING:
-    from ...base.checkpoint import Checkpoint
+    from ...base import Checkpoint
 
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
 

@@ -17,10 +17,8 @@ import numpy as np
 
 from ...bundle import graph_file, graphs_of
 from ...errors import ConfigError
+from ...runtime import RowRunner, Session, context_of
 from ...runtime.sessions.measured_texts import vocabulary
-from ...runtime.sessions.run import RowRunner
-from ...runtime.sessions.session import Session
-from ...runtime.text.model_files import context_of
 from ...tasks.one_pass import text_inputs
 from .rows import Example
 

@@ -14,7 +14,7 @@ from ...errors import AdapterpackError, ConfigError, NothingToDo, UnknownAdapter
 from ...io import scratch_folder
 from ...merging.pipeline import merge
 from ...paths import StrPath
-from ...runtime.sessions.session import Session
+from ...runtime import Session
 from ..graphs.algorithm import ALGORITHMS
 from ..graphs.options import GraphOptions, GraphQuantization, quantization
 from ..graphs.quantize_bundle import quantize_bundle

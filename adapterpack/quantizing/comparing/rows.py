@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
-from ...runtime.sessions.session import Session
+from ...runtime import Session
 from ...tasks.data import LABEL_COLUMNS
 from ..graphs.calibration_rows import MOST_TOKENS, encode_row, read_rows
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import AdapterpackError, ConfigError, Unsupported, storage_errors
 from ...offline.lines import lines_of
-from ...runtime.sessions.session import Session
+from ...runtime import Session
 
 MOST_ROWS, MOST_TOKENS = 128, 512
 """The most rows, and the most tokens of a row; the rest is ignored."""

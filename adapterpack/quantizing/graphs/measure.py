@@ -12,9 +12,9 @@ import numpy as np
 
 from ...errors import ParityError
 from ...pack import canary
+from ...runtime import Session
 from ...runtime.padding import last_places, pad
 from ...runtime.sessions.measured_texts import texts, vocabulary
-from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW
 from ...tasks import MAIN, SOUNDS, Arrays
 

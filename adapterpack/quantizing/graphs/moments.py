@@ -21,7 +21,7 @@ from ...adapter_methods import Arrays
 from ...bundle import graph_file, read_bundle, signature_of
 from ...bundle.manifest import FILE_NAME
 from ...errors import AdapterpackError
-from ...runtime.sessions.session import Session
+from ...runtime import Session
 from ...tasks import MAIN
 from .replace_products import find_products
 

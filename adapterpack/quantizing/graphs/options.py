@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
+from ...base import DequantizedCheckpoint
 from ...errors import ConfigError, UnknownName, Unsupported, nearest, storage_errors
 from ...paths import StrPath
 from .algorithm import ALGORITHMS

@@ -35,9 +35,9 @@ from ...io import copy_folder, output_folder
 from ...onnx_graph import int8_columns
 from ...onnx_graph.products import make_fast
 from ...pack import SIGNATURE
+from ...runtime import Session
 from ...runtime import canary as replay
 from ...runtime.open_bundle import require_openable
-from ...runtime.sessions.session import Session
 from ...tasks import MAIN
 from . import measure
 from .calibration_rows import token_rows

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from ...bundle.manifest import ADDED
+from ...bundle import ADDED
 from ...graph_passes.static_cache_decoder import last_product
 from ...graph_passes.tied import look_up_codes
-from ...onnx_graph.editing import add_initializer
+from ...onnx_graph import add_initializer
 from .algorithm import ALGORITHMS
 from .product import ConstantProduct
 from .scheme import Rewriting

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
+from ...base import DequantizedCheckpoint
 from ...base.codecs.stored_form import Blocks, Table, side_by_side, stored_form
 from ...errors import ParityError, Unsupported
 from ...onnx_graph.bnb4 import quant_type

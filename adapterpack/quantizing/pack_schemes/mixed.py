@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...manifest.structs import Run
+from ...manifest import Run
 from ..pack_scheme import PACK_SCHEMES, PackScheme
 
 SHARE = 0.9

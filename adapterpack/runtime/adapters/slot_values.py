@@ -12,7 +12,8 @@ import numpy as np
 
 from ...bundle import Bundle, Heads, MappedSite, graph_file
 from ...errors import Unsupported
-from ...onnx_graph.graph_file import StoredTensor, map_tensor
+from ...onnx_graph import StoredTensor
+from ...onnx_graph.graph_file import map_tensor
 from ...pack import Adapter, Pack
 from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Summand, add_changes

@@ -12,6 +12,7 @@ from ...bundle import (
     DECODER,
     ENCODED,
     LOGITS_POSITIONS,
+    LONGEST,
     PAST,
     PRESENT,
     Bundle,
@@ -20,7 +21,6 @@ from ...bundle import (
     Port,
     replaced_states,
 )
-from ...bundle.decoder_graph import LONGEST
 from ...errors import FormatError
 from ...slots.fields import FIELDS, extents
 from ...slots.values import slot_shapes, split_slot

@@ -9,9 +9,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...pack.pack import Pack
-from ...tasks.data.rows import Picture
-from ...tasks.session import Arrays
+from ...pack import Pack
+from ...tasks import Arrays
+from ...tasks.data import Picture
 from ...tasks.task import require_chat
 from ...tasks.text_generation import describe
 from ..engine.engine import LONGEST_POOL

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AdapterpackError
-from ...onnx_graph.confine import require_safe
+from ...onnx_graph import require_safe
 from ...onnx_graph.sandboxed_check import require_openable
 from ...pack.validate.checks.finding import Report
 from ...pack.validate.checks.reading import unreadable

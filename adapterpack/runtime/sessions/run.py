@@ -17,10 +17,11 @@ from itertools import groupby, islice
 from typing import Any
 
 from ...errors import AdapterpackError, ConfigError
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.text_profile import AUTO
-from ...tasks.data.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
-from ...tasks.one_pass import OnePass
+from ...tasks import OnePass
+from ...tasks.data import PROMPTS, Row, RowError, map_rows, row_errors
+from ...tasks.data.rows import COLUMNS, among
 from ...tasks.text_generation import describe
 from ..engine.base import Engine
 from ..engine.encoder_engine import EncoderEngine

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ...pack import Pack
-from ...pack.text_profile import AUTO, TextIndex, TextProfile
-from ...pack.validate.validation import as_pack
+from ...pack import Pack, TextProfile, as_pack
+from ...pack.text_profile import AUTO, TextIndex
 from ...paths import StrPath
 from ...tasks import Arrays
 from ...tasks.data import Picture

@@ -28,10 +28,10 @@ from ...bundle.files import differences, require_in_list, required_files
 from ...bundle.manifest import FILE_NAME
 from ...bundle.reports import proof_sentence
 from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
-from ...manifest.manifest import Manifest
-from ...onnx_graph.graph_file import GraphFile
-from ...pack import SIGNATURE, Pack
-from ...pack.validate.checks.context import Budget, Spent
+from ...manifest import Manifest
+from ...onnx_graph import GraphFile
+from ...pack import SIGNATURE, Budget, Pack
+from ...pack.validate.checks.context import Spent
 from ...pack.validate.checks.folder import entries
 from ...pack.validate.checks.template_cost import cost_problem
 from ...pack.validate.validation import NO_BASE, Finding, Report, examine

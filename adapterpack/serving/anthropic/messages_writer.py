@@ -13,8 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ...http.http_error import HTTPError
-from ...runtime.generation.sampler import SampledToken
-from ...runtime.tools.reader import CallReader
+from ...runtime import CallReader, SampledToken
 from ..openai.answers import Provenance, Usage
 from ..openai.errors import ErrorForm
 from ..openai.response_writer import MessageReader, ResponseWriter, call_id

@@ -13,8 +13,7 @@ from starlette.responses import Response
 
 from ...http.http_error import invalid_request
 from ...io import StrictStruct
-from ...runtime.engine.base import Engine
-from ...runtime.engine.encoder_engine import EncoderEngine
+from ...runtime import EncoderEngine, Engine
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, engine_of, results
 from ..openai.requests import Priority, as_list

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...runtime.engine.encoder_engine import EncoderEngine
+from ...runtime import EncoderEngine
 from ..api import APIS, Api, ApiKind
 from ..observability.metrics import Figure
 from ..tenants.limits import ServerLimits

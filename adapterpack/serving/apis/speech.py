@@ -15,8 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from ...io import StrictStruct
-from ...runtime.engine.base import Engine
-from ...runtime.engine.engine import DecoderEngine
+from ...runtime import DecoderEngine, Engine
 from ...runtime.generation.sampling import Sampling, sampling_of
 from ...runtime.media.inputs import seconds_of
 from ...tasks import Arrays

@@ -12,8 +12,7 @@ from functools import partial
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError, invalid_request
-from ...runtime.engine.engine import DecoderEngine
-from ...runtime.tools.reader import CallReader
+from ...runtime import CallReader, DecoderEngine
 from ..answering import EventStream, TextResponse, running
 from ..anthropic.message_requests import MessagesPrompt, MessagesRequest
 from ..anthropic.messages_writer import ANTHROPIC, MessageAnswer, MessageEvent, MessagesWriter, TokensCount

@@ -11,11 +11,8 @@ from starlette.responses import Response
 
 from ...http.http_error import HTTPError, invalid_request
 from ...io import Misfit, StrictStruct
-from ...runtime.engine.base import Engine
-from ...runtime.engine.engine import DecoderEngine
-from ...runtime.prompts import prompt_ids
+from ...runtime import DecoderEngine, Engine, Tokenizer, prompt_ids
 from ...runtime.text.model_files import MAX_ID
-from ...runtime.text.tokenizer import Tokenizer
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS

@@ -15,9 +15,7 @@ from starlette.responses import Response
 
 from ...errors import ConfigError
 from ...http.http_error import HTTPError, invalid_request
-from ...runtime.engine.base import Engine
-from ...runtime.engine.encoder_engine import EncoderEngine
-from ...runtime.prompts import prompt_ids
+from ...runtime import EncoderEngine, Engine, prompt_ids
 from ...tasks import PreparedRow
 from ..answering import PendingResponse, headers_of, running
 from ..catalogue import ServedModel

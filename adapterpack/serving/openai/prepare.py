@@ -16,16 +16,15 @@ from weakref import WeakValueDictionary
 from ...errors import AdapterpackError, ConfigError
 from ...http.http_error import HTTPError, invalid_request
 from ...pack import Pack
+from ...runtime import CallReader, DecoderEngine, prompt_ids
 from ...runtime.adapters.mix import Mix
-from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import MaskQueue, grammar_mask
 from ...runtime.media.pictures import SeenPicture, join_pictures
-from ...runtime.prompts import is_prompt, prompt_ids, see
+from ...runtime.prompts import is_prompt, see
 from ...runtime.sessions.generate import encode_images
 from ...runtime.tools.family import family_of
-from ...runtime.tools.reader import CallReader
 from ...tasks import Arrays
 from ..tenants.limits import ServerLimits
 from .requests import ChatRequest, CompletionRequest, Sampled

@@ -13,9 +13,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ...http.http_error import HTTPError
-from ...runtime.generation.sampler import SampledToken
+from ...runtime import CallReader, SampledToken
 from ...runtime.tools.family import Call
-from ...runtime.tools.reader import AnswerPiece, CallReader
+from ...runtime.tools.reader import AnswerPiece
 from ..scheduling.rows import SequenceOutput
 from .answers import (
     AnswerMessage,

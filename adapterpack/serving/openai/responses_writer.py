@@ -11,8 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ...runtime.generation.sampler import SampledToken
-from ...runtime.tools.reader import CallReader
+from ...runtime import CallReader, SampledToken
 from ..scheduling.rows import SequenceOutput
 from .answers import Provenance, Usage
 from .requests import PlainText

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ...runtime.text.tokenizer import Tokenizer
+from ...runtime import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _WORD = "\u2581"

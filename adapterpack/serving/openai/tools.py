@@ -14,9 +14,9 @@ from msgspec import Meta
 from ...errors import FormatError
 from ...http.http_error import HTTPError, invalid_request
 from ...io import Misfit, StrictStruct, strict_json
+from ...runtime import CallReader
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
-from ...runtime.tools.reader import CallReader
 from ..tenants.limits import ServerLimits
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...http.http_error import HTTPError, invalid_request
-from ...runtime.engine.base import Engine
+from ...runtime import Engine
 from ..tenants.keys import Key
 from ..tenants.limits import ServerLimits
 

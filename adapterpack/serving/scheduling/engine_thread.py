@@ -17,7 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from ...errors import AdapterpackError
-from ...runtime.engine.base import Engine, EngineRow
+from ...runtime import Engine
+from ...runtime.engine.base import EngineRow
 from ...runtime.engine.requests import Event
 from .fair_queue import FairQueue
 from .rows import ScheduledRow

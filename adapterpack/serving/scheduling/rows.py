@@ -10,10 +10,10 @@ from typing import Any
 
 from ...errors import AdapterpackError
 from ...pack import Pack
+from ...runtime import SampledToken
 from ...runtime.adapters.mix import Mix
 from ...runtime.engine.base import EngineRow
 from ...runtime.engine.requests import Event
-from ...runtime.generation.sampler import SampledToken
 from ..tenants.keys import Key
 
 

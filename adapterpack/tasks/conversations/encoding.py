@@ -11,8 +11,7 @@ from typing import Any
 from ...chat_templates.template import ChatTemplate
 from ...errors import ConfigError
 from ...readable import things
-from ..data.problems import IGNORED, Labels
-from ..data.report import report_of
+from ..data import IGNORED, Labels, report_of
 from .form import Conversation, Message, read_form, text_of
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from torch import nn
 from ...adapter_methods import Site
 from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
-from ...pack.pack import SHARED, Pack
-from ...pack.validate.validation import as_pack
+from ...pack import Pack, as_pack
+from ...pack.pack import SHARED
 from ...paths import StrPath
 from ..layers.active import adapted_layers, require_names, require_unmerged
 from ..layers.modules_to_save import HeadLabels, name_outputs, saved_modules

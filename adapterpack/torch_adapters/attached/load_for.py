@@ -9,10 +9,9 @@ import torch
 
 from ...base import Checkpoint
 from ...errors import ConfigError
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...hub.transport import names
-from ...pack import Pack
-from ...pack.validate.validation import load
+from ...pack import Pack, load
 from ...paths import StrPath
 from ...tasks import TASKS, Task, task_of
 from ..adapt import attach

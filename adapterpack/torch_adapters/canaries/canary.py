@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...adapter_methods import Acts
 from ...errors import NothingToDo
-from ...manifest.structs import Canary
+from ...manifest import Canary
 from ...pack import Pack, canary
 from ...tasks import sound_of
 from ..layers.active import adapted_layers, evaluating

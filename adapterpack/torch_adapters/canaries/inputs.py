@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...adapter_methods import Acts
-from ...manifest.structs import Canary, Features, Pixels, Recipe
+from ...manifest import Canary
+from ...manifest.structs import Features, Pixels, Recipe
 from ...pack import canary
 from ...tasks import SOUNDS, TASKS, sound_of
 

@@ -22,8 +22,9 @@ from ...base import Checkpoint
 from ...base.base_folder import require_harmless
 from ...errors import AdapterpackError, FormatError, StorageError, Unsupported, storage_errors
 from ...library_errors import library_errors
+from ...runtime import Tokenizer
 from ...runtime.text.model_files import read_bytes
-from ...runtime.text.tokenizer import MAX_TOKENIZER, Tokenizer, encoded_apart
+from ...runtime.text.tokenizer import MAX_TOKENIZER, encoded_apart
 from ...runtime.text.tokenizer_limits import is_quick, require_bounded_growth, require_bounded_load
 from ...tasks import NO_TASK, Task, type_of
 from ...tasks.data import MARKED

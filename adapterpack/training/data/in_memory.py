@@ -13,8 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from ...errors import ConfigError
-from ...io.atomic import own_folder
-from ...io.cache import cache_folder
+from ...io import cache_folder, own_folder
 from ...library_errors import library_errors
 
 Rows = Sequence[Mapping[str, Any]] | Any

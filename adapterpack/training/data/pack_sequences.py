@@ -17,8 +17,8 @@ import torch
 
 from ...errors import Unsupported
 from ...tasks.task import IGNORED
+from ...torch_adapters import evaluation_mode
 from ...torch_adapters.canaries.canary import coarse
-from ...torch_adapters.layers.active import evaluation_mode
 from ...torch_adapters.layers.weights import device_of
 
 _TRIED = 12

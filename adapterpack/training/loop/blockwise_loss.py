@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ...tasks.task import IGNORED
-from ...torch_adapters.layers.active import evaluation_mode
+from ...torch_adapters import evaluation_mode
 from ...torch_adapters.layers.layer import is_hooked
 from .linear_cross_entropy import by_blocks, linear_cross_entropy
 

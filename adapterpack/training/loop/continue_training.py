@@ -9,9 +9,8 @@ import logging
 from typing import Any
 
 from ...errors import ConfigError
-from ...hub.resolve import folder_of
-from ...pack import Pack
-from ...pack.validate.validation import load
+from ...hub import folder_of
+from ...pack import Pack, load
 from ...torch_adapters.adapt import attach
 from ...torch_adapters.layers.active import active, wrappers_of
 from ..config.fields import TrainConfig

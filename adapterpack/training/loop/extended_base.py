@@ -18,12 +18,12 @@ from transformers import AddedToken
 from ...base import CONFIG, Checkpoint, read_json, write_json
 from ...base.base_folder import objects
 from ...errors import ConfigError, Unsupported
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...io import FLOATS, output_folder, safetensors, strict_json
 from ...io.blobs import link
 from ...merging.checkpoint.vocabulary import TABLES, has_row_per_word
 from ...runtime.text.model_files import text_part
-from ...torch_adapters.models.load import load_for_task, load_tokenizer
+from ...torch_adapters import load_for_task, load_tokenizer
 from ..config.fields import TrainConfig
 
 log = logging.getLogger(__name__)

@@ -13,15 +13,16 @@ import torch
 
 from ...chat_templates.template import ChatTemplate
 from ...errors import ConfigError, FormatError, Unsupported
-from ...runtime.media.image_layouts import SIZES, image_shape, layout_of
+from ...runtime import image_shape
+from ...runtime.media.image_layouts import SIZES, layout_of
 from ...runtime.media.image_processing import bytes_of, numbers_in
 from ...runtime.media.inputs import array_of, sized_image_of, sound_of
 from ...runtime.media.pictures import PictureReader, PicturesOfRow
 from ...runtime.media.processor_config import preparation, section
-from ...tasks.sounds import sound_of as heard_by
-from ...tasks.task import Task
+from ...tasks import Task
+from ...tasks import sound_of as heard_by
+from ...torch_adapters import empty_model, load_config, load_tokenizer
 from ...torch_adapters.canaries.inputs import positions_of
-from ...torch_adapters.models.load import empty_model, load_config, load_tokenizer
 
 _PIXELS = ("channels", "height", "width")
 

@@ -16,21 +16,20 @@ from transformers import BitsAndBytesConfig
 
 from ...adapter_methods import PROMPT, Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...readable import things
-from ...runtime.text.model_files import context_length
+from ...runtime import context_length
+from ...tasks import TASKS, Task, TaskTraining, reads_types
 from ...tasks.conversations.encoding import require_end
 from ...tasks.conversations.templates import OWN, chat_template, with_defaults
-from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
-from ...tasks.data.report import DataReport
-from ...tasks.task import TASKS, Task, TaskTraining, reads_types
+from ...tasks.data import IGNORED, NUMBER, PROBLEMS, DataReport, Labels
+from ...torch_adapters import adapted_layers, load_config, load_for_task, load_tokenizer
 from ...torch_adapters.adapt import adapt
 from ...torch_adapters.canaries.inputs import token_types
-from ...torch_adapters.layers.active import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
 from ...torch_adapters.layers.sites import language_part
 from ...torch_adapters.layers.wrapper import Wrapper
-from ...torch_adapters.models.load import load_config, load_for_task, load_tokenizer, stored_dtype
+from ...torch_adapters.models.load import stored_dtype
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
 from ..data import load as data

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...tasks import Task
-from ...torch_adapters.models.load import load_for_task
+from ...torch_adapters import load_for_task
 
 
 class SharedBases:

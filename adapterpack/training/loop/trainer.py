@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...adapter_methods import Progress
 from ...errors import Unsupported
-from ...torch_adapters.layers.active import evaluation_mode
+from ...torch_adapters import evaluation_mode
 from . import hooks, method_states
 from .blockwise_loss import BlockwiseLoss, blockwise_loss
 from .resuming import seal, written_checkpoints

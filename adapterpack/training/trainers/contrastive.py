@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...errors import ConfigError
-from ...tasks.data.problems import Labels
-from ...tasks.data.report import DataReport, report_of
-from ...tasks.data.rows import Row
-from ...tasks.task import TaskTraining
+from ...tasks import TaskTraining
+from ...tasks.data import DataReport, Labels, Row, report_of
 from .kind import TRAINERS, TrainerKind
 
 FORMS = (

@@ -27,9 +27,8 @@ from ....bundle import (
 from ....errors import Unsupported
 from ....graph_passes.float_products import write_float_products
 from ....io import strict_json
-from ....pack.validate.validation import load
-from ....runtime.text.model_files import context_length
-from ....runtime.text.tokenizer import Tokenizer
+from ....pack import load
+from ....runtime import Tokenizer, context_length
 from ....slots.precision import DEFAULT
 from ..base import TARGETS, Target
 from .data_files import SlotPlace, data_files, split

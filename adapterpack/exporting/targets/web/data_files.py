@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
-from ....onnx_graph.editing import part_of
+from ....onnx_graph import part_of
 
 _ALIGNMENT = 4096
 """Every tensor begins at a multiple of this many bytes."""

@@ -17,7 +17,7 @@ from .context import Budget, Subject
 from .finding import CheckRule, Finding
 
 if TYPE_CHECKING:
-    from ....base.checkpoint import Checkpoint
+    from ....base import Checkpoint
 
 ANOTHER = CheckRule(
     "AP701",

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ....io import SafetensorsFile
-from ....manifest.manifest import Manifest
+from ....manifest import Manifest
 from ...pack import Pack
 from .finding import Finding
 
 if TYPE_CHECKING:
-    from ....base.checkpoint import Checkpoint
+    from ....base import Checkpoint
 
 
 Item = TypeVar("Item")

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ....extras import needed_by
-from ....onnx_graph.nbits import BlockGrid, unpack
+from ....onnx_graph import BlockGrid
+from ....onnx_graph.nbits import unpack
 from ..algorithm import ALGORITHMS, Algorithm
 from ..onnxruntime_quantizer import quantize_product
 from ..product import Codes, ConstantProduct, RoundingSetting

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from ....bundle.manifest import ADDED
-from ....onnx_graph.editing import named_node
+from ....bundle import ADDED
+from ....onnx_graph import named_node
 from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
 
 

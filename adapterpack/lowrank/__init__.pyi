@@ -1,0 +1,13 @@
+from .factors import Factors as Factors
+from .factors import FactorSum as FactorSum
+from .factors import Term as Term
+from .factors import gram as gram
+from .factors import weighted_sum as weighted_sum
+from .factors import zero as zero
+from .quantiles import magnitudes as magnitudes
+from .range_finder import InMemory as InMemory
+from .range_finder import LeadingSpectrum as LeadingSpectrum
+from .range_finder import RowSource as RowSource
+from .spectra import Loss as Loss
+from .truncation import Cut as Cut
+from .truncation import energy_of as energy_of

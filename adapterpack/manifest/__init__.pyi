@@ -1,0 +1,9 @@
+from .manifest import Group as Group
+from .manifest import Manifest as Manifest
+from .manifest import Parent as Parent
+from .secondary_methods import MethodSites as MethodSites
+from .secondary_methods import Sites as Sites
+from .structs import BaseQuantization as BaseQuantization
+from .structs import Canary as Canary
+from .structs import Run as Run
+from .view import Described as Described

@@ -1,0 +1,14 @@
+from .engine.base import Engine as Engine
+from .engine.encoder_engine import EncoderEngine as EncoderEngine
+from .engine.engine import DecoderEngine as DecoderEngine
+from .generation.sampler import SampledToken as SampledToken
+from .media.image_layouts import image_shape as image_shape
+from .prompts import prompt_ids as prompt_ids
+from .providers.device import Device as Device
+from .sessions.run import RowRunner as RowRunner
+from .sessions.session import Session as Session
+from .sessions.validation import validate_bundle as validate_bundle
+from .text.model_files import context_length as context_length
+from .text.model_files import context_of as context_of
+from .text.tokenizer import Tokenizer as Tokenizer
+from .tools.reader import CallReader as CallReader
