@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 from starlette.responses import Response
 
 from ..version import VERSION
-from .adapters.adapter_control import Facts, Refusal
+from .adapters.adapter_control import Facts
 from .admin import RefusalCard
 from .observability.traffic import Counts, Tally, Wait
 from .route import RequestContext, RouteSpec, State, json_response
@@ -98,7 +98,15 @@ async def models(context: RequestContext) -> Response:
     the first time takes a moment, so it runs on another thread.
     """
     models = await asyncio.to_thread(_models, context.state, context.key, _tally(context))
-    refused = [_refusal_card(one) for one in context.state.adapters.refused] if context.key.admin else UNSET
+    refused = (
+        [
+            # without paths of this machine
+            RefusalCard.of(one, one.message.replace(str(one.place), one.place.name))
+            for one in context.state.adapters.refused
+        ]
+        if context.key.admin
+        else UNSET
+    )
     return json_response(ModelStatusList(models, refused))
 
 
@@ -156,8 +164,3 @@ def _models(state: State, key: Key, tally: Tally) -> list[ModelStatus]:
 def _tally(context: RequestContext) -> Tally:
     traffic = context.state.traffic
     return traffic.all if context.key.admin else traffic.of(context.key.id)
-
-
-def _refusal_card(refusal: Refusal) -> RefusalCard:
-    """Returns a refusal without paths of this machine."""
-    return RefusalCard.of(refusal, refusal.message.replace(str(refusal.place), refusal.place.name))

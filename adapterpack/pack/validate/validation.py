@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...adapter_methods import get
 from ...base import Checkpoint
@@ -35,9 +34,6 @@ from .checks.peft_agreement import OPTION, options
 from .checks.remote import remote_code
 from .checks.template import template_findings
 from .registry import CHECKS
-
-if TYPE_CHECKING:
-    from ...base import Checkpoint
 
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
 
@@ -69,11 +65,7 @@ def validate(
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
-    return examine(Path(path), None if base is None else _checkpoint(base), full, budget, allow_structural)[0]
-
-
-def _checkpoint(base: StrPath) -> Checkpoint:
-    return Checkpoint(base)
+    return examine(Path(path), None if base is None else Checkpoint(base), full, budget, allow_structural)[0]
 
 
 def examine(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...adapter_methods import Arrays, Tensors
+from ...adapter_methods import Tensors
 from ...bundle import MappedSite
 from ...errors import FormatError
 from ...pack import Pack
@@ -81,12 +81,9 @@ def require_file_contents(
     for part, path in files.items():
         here = {name: site for name, site in sites.items() if site.part == part}
         own = {name: array for name, array in values.items() if name.rpartition(".")[0] in here}
-        require_contents(group_slots(own, here), _own_names(arrays[part]), path, pack.name)
-
-
-def _own_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """Renames arrays to this package's slot names, where the graph uses others."""
-    return {".".join(split_slot(name)): array for name, array in arrays.items()}
+        # a graph may use other names than this package's for its slots
+        found = {".".join(split_slot(name)): array for name, array in arrays[part].items()}
+        require_contents(group_slots(own, here), found, path, pack.name)
 
 
 def _near(one: np.ndarray, two: np.ndarray) -> bool:

@@ -8,16 +8,12 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from difflib import unified_diff
-from typing import TYPE_CHECKING
 
-from ....base import Verdict, chat_template_of, compatibility, quantization
+from ....base import Checkpoint, Verdict, chat_template_of, compatibility, quantization
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from .context import Budget, Subject
 from .finding import CheckRule, Finding
-
-if TYPE_CHECKING:
-    from ....base import Checkpoint
 
 ANOTHER = CheckRule(
     "AP701",

@@ -10,16 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from ....base import Checkpoint
 from ....io import SafetensorsFile
 from ....manifest import Manifest
 from ...pack import Pack
 from .finding import Finding
-
-if TYPE_CHECKING:
-    from ....base import Checkpoint
-
 
 Item = TypeVar("Item")
 
