@@ -101,9 +101,11 @@ def scores_and_sinks(softmax: ir.Node) -> tuple[ir.Value, ir.Value | None]:
     return scores, None
 
 
-def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
-    """Returns the values that are added to the scores before a softmax: masks and biases."""
-    added, node = [], scores_and_sinks(softmax)[0].producer()
+def added_to_scores(softmax: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Returns the values that are added to the scores before a softmax, masks and biases, and those that say
+    which scores are kept.
+    """
+    added, kept, node = list[ir.Value](), list[ir.Value](), scores_and_sinks(softmax)[0].producer()
     while node is not None and node.op_type in {"Add", "Where", "Max", "Reshape"}:
         if node.op_type == "Reshape":
             node = node.inputs[0].producer()
@@ -111,6 +113,8 @@ def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
         if node.op_type != "Add":  # the mask replaces scores; biases were added to its other input
             of = node.inputs[node.op_type == "Where" :]
             scores = next((value for value in of if any(_products(value))), None)
+            if node.op_type == "Where" and scores is node.inputs[1]:
+                kept.append(node.inputs[0])
             node = None if scores is None else scores.producer()
             continue
         sides = node.inputs, node.inputs[::-1]
@@ -119,7 +123,7 @@ def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
             break
         added.append(other)
         node = product.producer()
-    return added
+    return added, kept
 
 
 def _products(value: ir.Value) -> Iterator[tuple[ir.Node, float]]:

@@ -402,11 +402,9 @@ class PositionInputs:
 
     def _offset(self, index: ir.Value) -> int:
         """Returns the constant that a graph adds to token positions to index a table."""
-        offsets = {
-            int(offset)
-            for tokens, before in _TRIALS
-            for offset in self._run(index, tokens, before).reshape(-1) - np.arange(before, before + tokens)
-        }
+        trials = [(self._run(index, *trial).reshape(-1), np.arange(trial[0]) + trial[1]) for trial in _TRIALS]
+        alike = all(len(found) == len(places) for found, places in trials)
+        offsets = {int(offset) for found, places in trials for offset in found - places} if alike else set()
         if len(offsets) != 1:
             raise Unsupported(
                 "a table of positions is indexed by more than the positions of the tokens",

@@ -94,8 +94,9 @@ _SCALES = 12
 
 class _Attention(NamedTuple):
     """One attention of the graph: its inputs, the node that computes ``output``, and its scoring; ``added``
-    are masks and biases, ``sinks`` ``[heads]`` scores of no token. ``keys`` and ``values`` are those of the
-    pass's tokens, or with ``expanded`` those of all tokens, which the graph computes from its caches.
+    are masks and biases, ``kept`` says which scores nothing replaces, ``sinks`` ``[heads]`` are scores of no
+    token. ``keys`` and ``values`` are those of the pass's tokens, or with ``expanded`` those of all tokens,
+    which the graph computes from its caches.
     """
 
     queries: ir.Value
@@ -107,6 +108,7 @@ class _Attention(NamedTuple):
     scale: float
     softcap: float = 0.0
     added: Sequence[ir.Value] = ()
+    kept: Sequence[ir.Value] = ()
     sinks: np.ndarray | None = None
     expanded: bool = False
 
@@ -165,9 +167,7 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle, con
         # what tokens say about each other is computed as in the ordinary graph, mask and window with it
         told = places.read_tokens(added)
         bias = [past.by_row(added)] if told else places.bias(added, last)
-        # the mask is right where a configuration states a window that it does not have (Moshi), or counts
-        # layers without a cache, too (Dory)
-        window = next((one for one in windows if places.hides(added, one, one == reach.window)), None)
+        window = _window_of(attention, places, windows, reach.window)
         ahead = places.looking_ahead(added, image, reach.window, attention.queries, last)
         if ahead and bias:
             raise Unsupported(
@@ -503,6 +503,18 @@ def _require_lengths_alone(graph: ir.Graph) -> None:
         )
 
 
+def _window_of(
+    attention: _Attention, places: PositionInputs, windows: Sequence[int], stated: int | None
+) -> int | None:
+    """Returns the window of an attention, by its masks: they are right where a configuration states one that
+    they do not have (Moshi), or counts layers without a cache, too (Dory).
+    """
+    for one in windows:
+        if places.hides(attention.added, one, one == stated) or places.hides(attention.kept, one, False):
+            return one
+    return None
+
+
 def _attentions(model: ir.Model) -> Iterator[_Attention]:
     """Yields every attention on a cache, in all known forms."""
     layers = {
@@ -594,7 +606,8 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
             layer,
             inputs.heads,
             inputs.scale,
-            added=added_to_scores(node),
+            0.0,
+            *added_to_scores(node),
             sinks=sinks,
             expanded=expanded,
         )

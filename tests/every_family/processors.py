@@ -54,8 +54,8 @@ def make_processor(kind: str, model: Any, folder: Path) -> Any:
     tokenizer = _tokenizer(kind, model.config)
     name = processing_auto.PROCESSOR_MAPPING_NAMES[kind]
     of = processing_auto.processor_class_from_name(name)
-    module: Any = sys.modules[of.__module__]
-    if "num2words" in vars(module) and module.num2words is None:
+    module: Any = sys.modules.get(of.__module__)  # None where a library that it needs is not installed
+    if module is not None and vars(module).get("num2words", True) is None:
         module.num2words = str  # for texts about videos, of which there are none
     images = whole = None
     try:

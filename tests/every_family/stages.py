@@ -151,13 +151,14 @@ def build(case: Case) -> None:
 
 
 def _layers(case: Case) -> Any:
-    """All linear layers; of a model that has none but its head the convolutions."""
+    """All linear layers; of a model of images that has none but its head the convolutions."""
     layers = [
         (path, one) for path, one in case.model.named_modules() if path.split(".")[0] not in case.task.heads
     ]
     if any(isinstance(one, torch.nn.Linear) for _, one in layers):
         return "all-linear"
-    return tuple({path.rpartition(".")[2] for path, one in layers if isinstance(one, torch.nn.Conv2d)})
+    convolutions = {path.rpartition(".")[2] for path, one in layers if isinstance(one, torch.nn.Conv2d)}
+    return tuple(convolutions) or "all-linear"  # GPT-2's are of a class of its own
 
 
 def train(case: Case) -> None:
