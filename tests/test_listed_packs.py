@@ -101,7 +101,7 @@ def test_a_pack_is_read_when_a_request_first_names_it(bundle: Path, folder: Path
     table = engine.adapters
     assert {f"p{number}" for number in range(COUNT)} <= set(table.names)
     assert table.digests == []
-    assert control.is_listed("p4") and not control.is_listed("alpha")
+    assert control.awaits_checks("p4") and not control.awaits_checks("alpha")
     assert {one.name: one.facts.sites for one in control.adapters}["p4"] > 0
     text = answer(engine, "p4")
     assert not isinstance(table.pack("p4"), ListedPack)

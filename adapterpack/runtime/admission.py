@@ -20,7 +20,7 @@ _FAILS = "the canary cannot be replayed"
 _STRUCTURAL = "its base was accepted by names, dtypes and shapes alone, whatever the weights"
 
 
-def require_listed(
+def require_outline(
     bundle: OpenBundle, pack: Pack, *, signers: Signers | None = None, allow_structural: bool = False
 ) -> Verdict:
     """Checks the signature of a pack, its base and its task, for which its outline is enough, and returns the
@@ -50,14 +50,14 @@ def require_listed(
 def require_runnable(
     bundle: OpenBundle, pack: Pack, *, signers: Signers | None = None, allow_structural: bool = False
 ) -> str | None:
-    """Makes the checks of :func:`require_listed`, and returns why the canary of a pack is not replayed on
+    """Makes the checks of :func:`require_outline`, and returns why the canary of a pack is not replayed on
     this bundle's graphs, or None if it is to be; :func:`require_canary` goes on from there.
 
     Raises:
-        AdapterpackError: see :func:`require_listed`.
+        AdapterpackError: see :func:`require_outline`.
         FormatError: the canary is malformed and cannot be replayed on any graph.
     """
-    verdict = require_listed(bundle, pack, signers=signers, allow_structural=allow_structural)
+    verdict = require_outline(bundle, pack, signers=signers, allow_structural=allow_structural)
     if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
     return _why_not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)

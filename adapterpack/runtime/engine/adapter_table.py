@@ -21,7 +21,7 @@ from ...pack.validate.listing import ListedPack
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
 from ..adapters.mix import Mix, combine, parts_of
-from ..admission import require_canary, require_listed, require_runnable
+from ..admission import require_canary, require_outline, require_runnable
 from ..canary import Replay
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
@@ -138,7 +138,7 @@ class AdapterTable:
         trusted: dict[str, Any] = {"signers": signers, "allow_structural": allow_structural}
         self._require_free(loaded, replace)
         if isinstance(loaded, ListedPack) and not (pin or self._bundle.task.heads):
-            require_listed(self._bundle, loaded, **trusted)
+            require_outline(self._bundle, loaded, **trusted)
             with self._lock:
                 self._require_free(loaded, replace)
                 before = self._name(loaded.name, loaded)

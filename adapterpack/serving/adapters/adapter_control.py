@@ -192,7 +192,7 @@ class AdapterControl:
         """Returns the name of the adapter in the name of a model, which may begin with the base's."""
         return model.removeprefix(f"{self._base}:")
 
-    def is_listed(self, name: str) -> bool:
+    def awaits_checks(self, name: str) -> bool:
         """Whether an adapter was only listed, so that :meth:`admit` has to check it."""
         one = self._adapters.get(name)
         return one is not None and isinstance(one.pack, ListedPack)

@@ -49,7 +49,7 @@ class OnRequest:
             self._fetched.move_to_end(name)
         absent = self._absent.get(name, 0.0) > time.monotonic()
         new = self._sources and NAME.fullmatch(name) and not absent and not self._control.has(name)
-        if not (key.may(name) and (new or self._control.is_listed(name))):
+        if not (key.may(name) and (new or self._control.awaits_checks(name))):
             return
         if name not in self._loading:
             if len(self._loading) >= _AT_ONCE:
@@ -59,7 +59,7 @@ class OnRequest:
         await asyncio.shield(self._loading[name])
 
     async def _load(self, name: str) -> None:
-        if self._control.is_listed(name):
+        if self._control.awaits_checks(name):
             try:
                 async with self._turns:
                     await asyncio.to_thread(self._control.admit, name)
