@@ -152,7 +152,7 @@ class SharedArrays:
         values, and the names of the slots whose arrays are shared.
         """
         result: dict[str, SlotValue] = dict(values)
-        shared = set()
+        shared = set[str]()
         for path, site in self._layout.sites.items():
             members = site.members or (path,)
             joined = f"{path}.up" in self._layout.slots

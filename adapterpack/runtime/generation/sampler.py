@@ -222,7 +222,7 @@ def candidates(
     """Returns the indices of the tokens to draw from, in ascending order, and weights proportional to their
     probabilities, from float32 logits, of which ``top`` is the largest.
     """
-    places: Sequence[int] | np.ndarray = range(len(logits))
+    places: range | np.ndarray = range(len(logits))
     if 0 < options.top_k < len(logits):
         places = np.flatnonzero(logits >= _kth_largest(logits, options.top_k))
         logits = logits[places]
