@@ -53,6 +53,7 @@ def test_a_task_without_tokens_has_the_time_of_an_answer(bundle_of: Bundle) -> N
         (name, None, None) for name in ("base", "alpha", "mixed")
     ]
     assert min(line.first_token for line in found.lines) > 0
+    assert bench_table(found.to_json())[0] == ["rows", "adapters", "answer", "tokens/s"]
     with pytest.raises(ConfigError, match="longer than the model can read"):
         adapterpack.bench(bundle, prompt=60, tokens=5)
     with pytest.raises(ConfigError, match="at least 1"):

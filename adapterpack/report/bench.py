@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..readable import MISSING, size, things
+from ..readable import size, things
 from .page import render
 
 Result = Mapping[str, Any]
@@ -20,19 +20,23 @@ def bench_table(result: Result) -> tuple[list[str], list[list[str]]]:
         [['1', 'base', '20 ms', '6,400', '50', '20 ms', '2']]
     """
     columns = ["rows", "adapters", "first token", "prompt tokens/s", "tokens/s", "step", "step / floor"]
+    if not _decodes(result):
+        columns = ["rows", "adapters", "answer", "tokens/s"]
     return columns, [_line(line, result["floor"]) for line in result["lines"]]
 
 
+def _decodes(result: Result) -> bool:
+    return any(line["speed"] is not None for line in result["lines"])
+
+
 def _line(line: Result, floor: float) -> list[str]:
-    step = line["step"]
-    return [
-        str(line["rows"]),
-        line["adapters"],
-        _milliseconds(line["first_token"]),
-        f"{line['prompt_speed']:,.0f}",
-        MISSING if line["speed"] is None else f"{line['speed']:,.0f}",
-        *((MISSING, MISSING) if step is None else (_milliseconds(step), _figure(step / floor))),
-    ]
+    step, read = line["step"], f"{line['prompt_speed']:,.0f}"
+    cells = [str(line["rows"]), line["adapters"], _milliseconds(line["first_token"]), read]
+    return (
+        cells
+        if step is None
+        else [*cells, f"{line['speed']:,.0f}", _milliseconds(step), _figure(step / floor)]
+    )
 
 
 def _milliseconds(seconds: float) -> str:
@@ -46,8 +50,7 @@ def _figure(number: float) -> str:
 
 def bench_facts(result: Result) -> str:
     """Returns what was run, and the floor, in a sentence each."""
-    decodes = any(line["speed"] is not None for line in result["lines"])
-    new = f", {result['tokens']} new ones" if decodes else ""
+    new = f", {result['tokens']} new ones" if _decodes(result) else ""
     memory = "" if result["memory"] is None else f" The process had at most {size(result['memory'])}."
     return (
         f"Prompts of {things(result['prompt'], 'token')}{new}. "
