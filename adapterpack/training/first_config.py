@@ -52,12 +52,15 @@ class _Reading(NamedTuple):
 
     @property
     def rank(self) -> tuple[object, ...]:
-        """The smaller, the better: few columns left over, and no functions that a user has to write."""
+        """The smaller, the better: few columns left over, no functions that a user has to write, and of
+        preferences a loss that holds on to the reference.
+        """
         return (
             len(self.report.unread),
             self.kind.rewards,
             self.kind.name != SUPERVISED,
             self.kind.scores,
+            not self.kind.reference,
             not self.task.labelled,
         )
 

@@ -20,6 +20,7 @@ from ...adapter_methods.core.token_positions import Acts
 from ...bundle import ADAPTER_IDS
 from ...io import one_thread_each
 from ...pack import SharedFactors
+from ...slots.fields import RANK
 from ...slots.values import Values
 from ..ort.values import Memory, value_of
 from .slot_layout import Axis, JoinedValue, SlotLayout
@@ -145,11 +146,12 @@ class AdapterFeeds:
 
     For mixed batches it copies values into buffers of its own, and rewrites a row only when the row's adapter
     has changed. The buffers fit the widest adapter of any mixed batch so far, until :meth:`forget`. Values
-    that all rows of a batch share are fed once, unless they are to be ``by_row`` in every batch of several.
+    that all rows of a batch share are fed once; with a ``rank`` every batch of several rows has values by
+    row, at least so wide, so that its shape is that of all others.
     """
 
-    def __init__(self, layout: SlotLayout, rows: int, memory: Memory, by_row: bool = False) -> None:
-        self.layout, self.rows, self._by_row = layout, rows, by_row
+    def __init__(self, layout: SlotLayout, rows: int, memory: Memory, rank: int = 0) -> None:
+        self.layout, self.rows, self._rank = layout, rows, rank
         # On the CPU the OrtValue borrows the memory of the array and keeps it alive.
         self._value = partial(value_of, memory=memory)
         self._buffers: dict[str, np.ndarray] = {}
@@ -167,7 +169,7 @@ class AdapterFeeds:
         # After a product the threads of the BLAS spin for a while, and would take cores from the run that
         # follows.
         with one_thread_each() if products else nullcontext():
-            alike = len(distinct) == 1 and not (self._by_row and len(adapters) > 1)
+            alike = len(distinct) == 1 and not (self._rank and len(adapters) > 1)
             if alike and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
                 feeds = self._feed_shared(distinct[0])
             else:
@@ -225,6 +227,7 @@ class AdapterFeeds:
         wanted = self.layout.widest(
             [self._extents, *((adapter or self._base).extents for adapter in distinct)]
         )
+        wanted = {axis: max(most, self._rank * (axis.name == RANK)) for axis, most in wanted.items()}
         # A wider adapter changes the shape of every buffer, so all are allocated again.
         if wanted != self._extents:
             self.forget()

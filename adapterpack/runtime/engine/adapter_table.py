@@ -136,9 +136,9 @@ class AdapterTable:
         loaded = as_pack(pack)
         loaded = loaded if name is None else loaded.called(name)
         trusted: dict[str, Any] = {"signers": signers, "allow_structural": allow_structural}
+        require_outline(self._bundle, loaded, **trusted)
         self._require_free(loaded, replace)
         if isinstance(loaded, ListedPack) and not (pin or self._bundle.task.heads):
-            require_outline(self._bundle, loaded, **trusted)
             with self._lock:
                 self._require_free(loaded, replace)
                 before = self._name(loaded.name, loaded)

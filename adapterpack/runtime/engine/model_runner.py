@@ -170,7 +170,7 @@ class ModelRunner:
             reader.layout,
             max_rows,
             HOST if self.graph.resolved.captures else self.graph.memory,
-            deterministic,
+            max(bundle.bundle.max_rank, 1) if deterministic else 0,
         )
         if deterministic and (len(self._states) or bundle.task.has_encoder):
             raise Unsupported(
