@@ -14,7 +14,6 @@ import numpy as np
 from ..errors import ConfigError
 from ..exporting.cached import bundle_for
 from ..hub.resolve import folder_of
-from ..manifest.structs import Dataset
 from ..pack.pack import Pack
 from ..readable import StepCounter
 from ..runtime.prompts import start_ids
@@ -26,7 +25,7 @@ from ..tasks.data.problems import IGNORED, Labels
 from ..tasks.data.report import DataReport
 from ..tasks.data.rows import RowError
 from ..tasks.task import Task
-from ..training.config.sources import sources_of
+from ..training.config.sources import Source, sources_of
 from ..training.data.decompress import dataset_of
 from ..training.data.load import load_rows
 from .evaluation import (
@@ -144,22 +143,21 @@ def evaluate(
         figures_of(judged, len(answered), draws),
         missing,
         [*report.bad.values()],
-        _trained_on(dataset_of(source), session, models),
+        _trained_on(source, session, models),
     )
 
 
-def _trained_on(data: Dataset, session: Session, models: Mapping[str, EvaluatedModel]) -> list[str]:
-    """Returns the adapters that say that they were trained on this data."""
+def _trained_on(source: Source, session: Session, models: Mapping[str, EvaluatedModel]) -> list[str]:
+    """Returns the adapters that say that they were trained on this data, which is hashed if any says what it
+    was trained on.
+    """
     said = {
-        model.adapter: session.pack(model.adapter).manifest.training
+        model.adapter: {one.get("digest") for one in training.get("datasets", ())} - {None}
         for model in models.values()
-        if model.adapter
+        if model.adapter and (training := session.pack(model.adapter).manifest.training)
     }
-    return [
-        name
-        for name, training in said.items()
-        if data["digest"] and any(one.get("digest") == data["digest"] for one in training.get("datasets", ()))
-    ]
+    digest = dataset_of(source)["digest"] if any(said.values()) else None
+    return [name for name, digests in said.items() if digest in digests]
 
 
 def _shared(

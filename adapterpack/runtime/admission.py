@@ -50,17 +50,25 @@ def require_outline(
 def require_runnable(
     bundle: OpenBundle, pack: Pack, *, signers: Signers | None = None, allow_structural: bool = False
 ) -> str | None:
-    """Makes the checks of :func:`require_outline`, and returns why the canary of a pack is not replayed on
-    this bundle's graphs, or None if it is to be; :func:`require_canary` goes on from there.
+    """Makes the checks of :func:`require_outline` and returns what :func:`why_not_replayed` says.
 
     Raises:
-        AdapterpackError: see :func:`require_outline`.
-        FormatError: the canary is malformed and cannot be replayed on any graph.
+        AdapterpackError: see :func:`require_outline` and :func:`why_not_replayed`.
     """
     verdict = require_outline(bundle, pack, signers=signers, allow_structural=allow_structural)
+    return why_not_replayed(bundle, verdict, pack)
+
+
+def why_not_replayed(bundle: OpenBundle, verdict: Verdict, pack: Pack) -> str | None:
+    """Returns why the canary of a pack is not replayed on this bundle's graphs, given the ``verdict`` on the
+    pack's base, or None if it is to be; :func:`require_canary` goes on from there.
+
+    Raises:
+        FormatError, Unsupported: the canary is malformed and cannot be replayed on any graph.
+    """
     if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
-    return _why_not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)
+    return _flaw_of_canary(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)
 
 
 def require_canary(
@@ -80,7 +88,7 @@ def require_canary(
         log.log(level, "the canary of '%s' is not replayed: %s", pack.name, not_replayed)
 
 
-def _why_not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
+def _flaw_of_canary(bundle: OpenBundle, pack: Pack) -> str | None:
     """Returns why the canary of a sound pack is not replayed on this bundle's graphs, or None if it is.
 
     Raises:

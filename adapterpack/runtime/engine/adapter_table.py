@@ -21,7 +21,7 @@ from ...pack.validate.listing import ListedPack
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
 from ..adapters.mix import Mix, combine, parts_of
-from ..admission import require_canary, require_outline, require_runnable
+from ..admission import require_canary, require_outline, require_runnable, why_not_replayed
 from ..canary import Replay
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
@@ -136,7 +136,7 @@ class AdapterTable:
         loaded = as_pack(pack)
         loaded = loaded if name is None else loaded.called(name)
         trusted: dict[str, Any] = {"signers": signers, "allow_structural": allow_structural}
-        require_outline(self._bundle, loaded, **trusted)
+        verdict = require_outline(self._bundle, loaded, **trusted)
         self._require_free(loaded, replace)
         if isinstance(loaded, ListedPack) and not (pin or self._bundle.task.heads):
             with self._lock:
@@ -146,7 +146,7 @@ class AdapterTable:
                 self._refused.pop(loaded.id, None)
         else:
             whole = loaded.read() if isinstance(loaded, ListedPack) else loaded
-            with self._check(whole, partial(require_runnable, self._bundle, **trusted)) as kept, self._lock:
+            with self._check(whole, partial(why_not_replayed, self._bundle, verdict)) as kept, self._lock:
                 self._require_free(loaded, replace)
                 before = self._name(loaded.name, kept)
                 self._admitted.add(loaded.id)

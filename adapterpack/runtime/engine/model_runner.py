@@ -148,7 +148,7 @@ class ModelRunner:
 
     ``prefilled`` counts the prompt tokens that were read, ``reused`` those whose keys and values were cached
     by earlier rows, in up to ``prefix_budget`` bytes. With ``deterministic`` each step runs on ``max_rows``
-    rows, those after the running ones in vain.
+    rows, of which those after the running ones are padding.
 
     Raises:
         Unsupported: the rows of a deterministic runner have states or sources.
@@ -442,7 +442,7 @@ class ModelRunner:
                 self._reread(row, place)
         one, count = self._pass_of(rows, first), len(rows)
         one.ids[:count, 0] = [row.next_token for row in rows]
-        # a row beside the step is written where its next token will be
+        # the padding writes keys, too: in a row whose prompt is being read where its next token replaces them
         held = [*rows, *self.reading] if len(one.last) > count else rows
         one.last[: len(held)] = [row.kv_len for row in held]
         one.positions[:, 0] = one.ends[:, 0] = one.last

@@ -202,8 +202,8 @@ class SlotLayout:
         self, group: MappedSite, wide: int, own: Mapping[str, Any], axis: int, other: int
     ) -> JoinedValue:
         """Joins the factors of siblings, each in the ``wide`` places of its own along the ``axis`` of the
-        ranks, in an array that is ``other`` long along the other axis: the ``down`` factors beside each
-        other, the ``up`` factors as blocks of a diagonal.
+        ranks, in an array whose other axis has the length ``other``: the ``down`` factors side by side,
+        the ``up`` factors as blocks of a diagonal.
         """
         parts = []
         for number, member in enumerate(group.members):
