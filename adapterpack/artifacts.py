@@ -77,6 +77,8 @@ def validate(
     budget: Budget | None = None,
     allow_structural: bool = False,
     provider: str | None = None,
+    against: str | None = None,
+    model: str | None = None,
 ) -> Report:
     """Makes every check that applies to a pack, a bundle, an adapter of PEFT or another tool, or a folder of
     onnxruntime-genai's; with a base, also that it fits the base.
@@ -88,6 +90,10 @@ def validate(
 
     For a bundle, ``provider`` (``cuda``) also checks that each node of its graphs has a kernel there, which
     needs no GPU.
+
+    ``against`` asks what runs a pack whether it acts there: the address of a server (adapterpack, vLLM,
+    llama.cpp), where ``model`` is the pack's name, or a checkpoint that it was merged into. With a base it
+    also tells the usual faults.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict
@@ -101,6 +107,12 @@ def validate(
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
+    if against is not None:
+        from .conformance.against import validate_against  # noqa: PLC0415 - as below
+
+        return validate_against(path, against, base, model)
+    if model is not None:
+        raise ConfigError("only a server has names for packs", found=model, remedy="name it with --against")
     if provider is not None and (is_remote(path) or kind_of(folder_of(path)) != "bundle"):
         raise ConfigError(
             "only a bundle on this machine has graphs for a provider",
@@ -114,14 +126,24 @@ def validate(
         there = base if base is None else str(base) if is_remote(base) else folder_of(base)
         return validate_remote(str(path), there, full=full, budget=budget, allow_structural=allow_structural)
     known = None if base is None else folder_of(base)
-    folder = folder_of(path)
+    return _validate_here(folder_of(path), known, full, budget, allow_structural, provider)
+
+
+def _validate_here(
+    folder: Path,
+    base: Path | None,
+    full: bool,
+    budget: Budget | None,
+    allow_structural: bool,
+    provider: str | None,
+) -> Report:
     kind = kind_of(folder)
     if kind == "adapter":
         from .converting.single_file import validate_file  # noqa: PLC0415 - as below
 
-        return validate_file(folder, known, full)
+        return validate_file(folder, base, full)
     if kind == "fleet":
-        return validate_fleet(folder, known, allow_structural)
+        return validate_fleet(folder, base, allow_structural)
     if kind == "genai_folder":
         # packs do not need it
         from .runtime.sessions.genai_checks import validate_other_folder  # noqa: PLC0415
@@ -132,9 +154,9 @@ def validate(
         from .runtime.sessions.validation import validate_bundle  # noqa: PLC0415
 
         return validate_bundle(
-            folder, known, full=full, budget=budget, allow_structural=allow_structural, provider=provider
+            folder, base, full=full, budget=budget, allow_structural=allow_structural, provider=provider
         )
-    return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
+    return validate_pack(folder, base, full=full, budget=budget, allow_structural=allow_structural)
 
 
 class Inspection(dict[str, Any], Shown):

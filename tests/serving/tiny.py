@@ -11,13 +11,13 @@ from typing import Any
 NAMES = ("alpha", "beta", "gamma")
 
 
-def write_model(folder: Path, tokenizer: Path, kind: str = "llama", **fields: Any) -> Path:
+def write_model(folder: Path, tokenizer: Path, kind: str = "llama", seed: int = 5, **fields: Any) -> Path:
     """A model of two narrow layers that knows nothing, with the tokens of SmolLM2; a Llama, or of another
     ``kind`` with these ``fields``.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-    set_seed(5)
+    set_seed(seed)
     config = AutoConfig.for_model(
         kind,
         vocab_size=49_152,

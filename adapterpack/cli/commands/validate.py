@@ -43,6 +43,13 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
     "Find nodes of a bundle for which this provider has no kernel; no GPU is needed.",
     shell_complete=suggest("adapterpack.runtime.providers.provider:PROVIDERS"),
 )
+@option(
+    "--against",
+    "TARGET",
+    "Ask what runs the pack whether it acts there: the address of a server (adapterpack, vLLM, llama.cpp), "
+    "or a checkpoint that it was merged into. With --base, also tell the usual faults.",
+)
+@option("--model", "NAME", "The pack's name on that server [that of the pack].")
 @structural_option
 @common_options
 @click.pass_context
@@ -57,6 +64,8 @@ def command(
     max_seconds: float | None,
     max_bytes: int | None,
     provider: str | None,
+    against: str | None,
+    model: str | None,
     allow_structural: bool,
     as_json: bool,
 ) -> None:
@@ -68,11 +77,19 @@ def command(
     \b
     Example:
       adapterpack validate packs/tickets --base models/base
+      adapterpack validate packs/tickets --against http://localhost:8000
     """
     limits: dict[str, Any] = {"seconds": max_seconds, "memory": max_bytes}
     budget = Budget(**{key: value for key, value in limits.items() if value is not None})
     report = adapterpack.validate(
-        path, base, full=full, budget=budget, allow_structural=allow_structural, provider=provider
+        path,
+        base,
+        full=full,
+        budget=budget,
+        allow_structural=allow_structural,
+        provider=provider,
+        against=against,
+        model=model,
     )
     if sarif_file is not None:
         with output_file(Path(sarif_file), renews=b"sarif") as file:
@@ -86,6 +103,8 @@ def command(
             print_line(f"{finding.severity} {finding.rule} at {finding.where}: {message.rstrip('.:')}.{fix}")
             for text in more:
                 print_line(f"  {text}")
+        if report.evidence is not None:
+            print_line(report.evidence)
         if report.base is not None:
             print_line(f"base: {report.base}")
         if report.not_checked:

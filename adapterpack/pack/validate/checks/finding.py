@@ -84,7 +84,7 @@ class Report(NamedTuple):
     """The result of validating one artifact: its state, the findings, and the questions left open.
 
     ``incomplete``: a requested check could not run, for lack of time, memory or a base. ``base``: the verdict
-    on whether the given base is the artifact's own.
+    on whether the given base is the artifact's own. ``evidence``: what was measured, in a sentence.
     """
 
     kind: str
@@ -94,6 +94,7 @@ class Report(NamedTuple):
     not_checked: tuple[str, ...] = ()
     incomplete: bool = False
     base: Verdict | None = None
+    evidence: str | None = None
 
     def _repr_html_(self) -> str:
         return show(self)
@@ -128,4 +129,5 @@ class Report(NamedTuple):
             "base": None if self.base is None else self.base.to_json(),
             "findings": [finding.to_json() for finding in self.findings],
             "not_checked": list(self.not_checked),
+            "evidence": self.evidence,
         }

@@ -1,0 +1,278 @@
+"""Judges by a target's answers whether a pack acts there: as it should, not at all, too strongly or weakly,
+in part, or on another base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import BaseMismatch, ConfigError, NothingToDo, ParityError
+from ..hub import folder_of
+from ..manifest.structs import TopLogits
+from ..pack import canary, load
+from ..pack.validate.checks.finding import CheckRule, Finding, Report
+from ..paths import StrPath
+from .targets import Logprobs, Target, open_server
+
+BASE = CheckRule(
+    "AC101",
+    "error",
+    "Without the adapter the target answers as the base that the pack was made for.",
+    "give the target the base that the pack names",
+    BaseMismatch,
+)
+ROUNDED = CheckRule(
+    "AC102",
+    "warning",
+    "The target's base is no coarser than half precision.",
+    "nothing, if its weights are quantized; else give it the base that the pack names",
+)
+NO_EFFECT = CheckRule(
+    "AC201",
+    "error",
+    "The adapter changes the target's answers.",
+    "check that the target loaded it, and that the request names it",
+    NothingToDo,
+)
+PARTLY = CheckRule(
+    "AC202",
+    "error",
+    "The whole adapter acts, as strongly as when it was made.",
+    "check alpha, rank, rsLoRA, the scale of the request, and the names of the adapter's modules",
+    ParityError,
+)
+OTHER = CheckRule(
+    "AC203",
+    "error",
+    "The adapter changes the answers as it did when it was made.",
+    "check that the target loaded this pack, and that its factors are the right way round",
+    ParityError,
+)
+
+_MORE_ROWS = 6
+"""Rows of random tokens beside the canary's own, where a base is given: more answers, less noise."""
+_LENGTH = 12
+_SHARED = 8
+"""How many of the adapter's likeliest tokens the base is asked for, too."""
+_EXACT, _HALF, _QUANTIZED = 1e-4, 0.02, 0.25
+"""How far a base's answers may be off, relative to the largest logit: by float32, by half precision and by
+four bits. Measured: 5e-5, 2e-3 and 3.5e-2; eight bits 3e-3.
+"""
+_OFF_EXACTLY, _OFF = 0.02, 0.1
+"""How far the change may be off, relative to the adapter's effect, of a float32 target and of others.
+Measured at strong adapters: 0.007 and 0.07, since what an adapter changes is rounded anew.
+"""
+_AMPLIFIED = 2.5
+"""How many times the rounding of the base's answers the change may be off: the most measured is 2.3."""
+_TELLING = 0.5
+"""Beyond this share of the effect, one effect cannot be told from another."""
+
+
+_FURTHER = "as those of quantized weights are, or of a base that was trained further"
+
+
+class Row(NamedTuple):
+    """A row of tokens: the logits that must follow it without the pack and with it, as far as they are known,
+    and the target's answers with the adapter and, where it can be asked for them, without.
+    """
+
+    base: Logprobs
+    pack: Logprobs
+    asked: Logprobs
+    asked_base: Logprobs | None
+
+
+Fault = tuple[str, Sequence[Logprobs]]
+"""What is wrong, and the logits that would follow each row then."""
+
+
+def validate_against(
+    path: StrPath, target: str, base: StrPath | None = None, model: str | None = None
+) -> Report:
+    """Asks a server, or a checkpoint that a pack was merged into, the pack's canary, and reports whether the
+    pack acts there, and if not, what its answers fit.
+
+    ``target`` is the address of adapterpack's server, vLLM or llama.cpp, or a checkpoint's folder; ``model``
+    is the adapter's name on the server, by default the pack's. With the pack's ``base``, further rows of
+    tokens are asked for, and the answers are compared with those of the usual faults. Only log-probabilities
+    are compared: up to a constant they are logits.
+
+    Raises:
+        ConfigError: the target cannot be asked without the adapter, and no base is given.
+        StorageError, UnknownAdapter, Unsupported: see :func:`.targets.open_server`.
+
+    Example:
+        >>> validate_against("packs/tickets", "http://localhost:8000").state  # doctest: +SKIP
+        'valid'
+    """
+    pack = load(folder_of(path))
+    recorded = pack.manifest.canary
+    where = model or pack.name
+    texts = pack.manifest.task.type in (None, "text-generation")
+    if recorded is None or not texts or canary.input_names(recorded) != {"input_ids"}:
+        reason = "no canary of a text is in the pack, and a server can be asked nothing else"
+        return Report("pack", str(path), pack.id, (), (reason,), incomplete=True)
+    if target.startswith(("http://", "https://")):
+        opened = open_server(target, where)
+    else:
+        from .references import open_checkpoint  # noqa: PLC0415 - torch, which servers do not need
+
+        opened = open_checkpoint(folder_of(target))
+    if base is None and opened.ask_base is None:
+        raise ConfigError(
+            "the target cannot be asked without the adapter, so its change cannot be told",
+            where=opened.name,
+            remedy="give the base with --base",
+        )
+    kept = zip(recorded.base, recorded.adapter, strict=True)
+    wanted = [list(dict.fromkeys([*without["ids"], *with_pack["ids"]])) for without, with_pack in kept]
+    rows = [_ask(opened, ids, asked) for ids, asked in zip(recorded.input_ids, wanted, strict=True)]
+    if not all(map(_recognizes, rows, recorded.base)):
+        message = "the tokens that are likeliest without the adapter are not those of the pack's base"
+        return Report("pack", str(path), pack.id, (BASE.at(opened.name, message),))
+    faults: Iterable[Fault] = ()
+    if base is None:
+        rows = [
+            row._replace(base=_logits(without), pack=_logits(with_pack))
+            for row, without, with_pack in zip(rows, recorded.base, recorded.adapter, strict=True)
+        ]
+    else:
+        from .references import reference_logits  # noqa: PLC0415
+
+        rng = np.random.default_rng(canary.SEED)
+        most = max(max(ids) for ids in recorded.input_ids) + 1
+        more = [tuple(map(int, rng.integers(1, most, _LENGTH))) for _ in range(_MORE_ROWS)]
+        rows += [_ask(opened, ids, ids[-1:]) for ids in more]
+        without, with_pack, faulty = reference_logits(pack, folder_of(base), [*recorded.input_ids, *more])
+        rows = [
+            row._replace(base=_shown(row, one), pack=_shown(row, two))
+            for row, one, two in zip(rows, without, with_pack, strict=True)
+        ]
+        faults = (
+            (sentence, [_shown(row, one) for row, one in zip(rows, arrays, strict=True)])
+            for sentence, arrays in faulty
+        )
+    found = judge(rows, faults, opened.name)
+    return Report(
+        "pack",
+        str(path),
+        pack.id,
+        found.findings,
+        found.left_open,
+        incomplete=bool(found.left_open),
+        evidence=f"{opened.name}: {found.evidence}",
+    )
+
+
+def _ask(target: Target, ids: Sequence[int], wanted: Sequence[int]) -> Row:
+    """Asks for one row, for the tokens that are wanted and for the likeliest ones."""
+    asked = target.ask(ids, wanted)
+    likeliest = sorted(asked, key=asked.__getitem__, reverse=True)[:_SHARED]
+    return Row(
+        {}, {}, asked, None if target.ask_base is None else target.ask_base(ids, [*wanted, *likeliest])
+    )
+
+
+def _recognizes(row: Row, recorded: TopLogits) -> bool:
+    """Whether a third of a base's likeliest tokens are among twice as many of the target's."""
+    if row.asked_base is None:
+        return True
+    tokens = recorded["ids"]
+    likeliest = sorted(row.asked_base, key=row.asked_base.__getitem__, reverse=True)[: 2 * len(tokens)]
+    return 3 * len({*tokens} & {*likeliest}) >= len(tokens)
+
+
+def _logits(recorded: TopLogits) -> Logprobs:
+    return dict(zip(recorded["ids"], map(float, recorded["logits"]), strict=True))
+
+
+def _shown(row: Row, logits: np.ndarray) -> Logprobs:
+    """Returns the logits of the tokens that the target showed of a row."""
+    return {
+        token: float(logits[token]) for token in {*row.asked, *(row.asked_base or ())} if token < len(logits)
+    }
+
+
+class Verdict(NamedTuple):
+    """What is wrong with a target's answers, what they leave open, and in numbers how near they came."""
+
+    findings: tuple[Finding, ...]
+    left_open: tuple[str, ...]
+    evidence: str
+
+
+def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Verdict:
+    """Compares a target's answers with the logits that base and pack must give.
+
+    Answers and logits differ by a constant a row, so both are centred over the tokens that are known of both.
+    The effect is the change from base to pack; how far the base's answers are off is what the target rounds.
+    """
+    size = max(abs(value) for row in rows for value in (*row.base.values(), *row.pack.values()))
+    errors = [_difference(row.asked_base, row.base) for row in rows if row.asked_base is not None]
+    rounds = _rms(*errors) if errors else 0.0
+    off = f"its answers without the adapter are {rounds / size:.1g} of the largest logit off"
+    if rounds > _QUANTIZED * size:
+        return Verdict((BASE.at(where, off),), (), off)
+    findings = (ROUNDED.at(where, f"{off}, {_FURTHER}"),) if rounds > _HALF * size else ()
+    exact = bool(errors) and rounds < _EXACT * size
+    shown, effect = _changes(rows, [row.pack for row in rows], exact)
+    strength, least = _rms(effect), _rms(shown - effect)
+    told = max((_OFF_EXACTLY if exact else _OFF) * strength, _AMPLIFIED * rounds)
+    short = f"its change is {least / strength:.1g} of the adapter's effect off"
+    evidence = (
+        f"{off if errors else 'it was asked with the adapter only'}, and {short}, at {len(shown)} tokens"
+    )
+    if exact and least <= told:
+        return Verdict(findings, (), evidence)
+    times = float(shown @ effect / (effect @ effect))
+    guesses = [(_rms(shown - times * effect), f"{times:.2g} times as strong")]
+    guesses += [(_rms(shown - _changes(rows, one, exact)[1]), sentence) for sentence, one in faults]
+    nearest, sentence = min(guesses)
+    if _rms(shown) <= (_OFF_EXACTLY * strength if errors else told):
+        wrong = NO_EFFECT.at(where, "the adapter has no effect")
+    elif nearest <= min(told, least / 2, _TELLING * _rms(shown)):
+        wrong = PARTLY.at(where, f"the adapter acts, but {sentence}")
+    elif least <= min(told, _TELLING * strength):
+        return Verdict(findings, (), evidence)
+    elif told > _TELLING * strength:
+        doubt = f"whether the adapter acts as it should: {short}, and the target rounds as much"
+        return Verdict(findings, (doubt,), evidence)
+    else:
+        wrong = OTHER.at(where, f"the adapter acts, but not as this pack does: {short}")
+    return Verdict((*findings, wrong), (), evidence)
+
+
+def _changes(rows: Sequence[Row], changed: Sequence[Logprobs], exact: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how the target's answers change from base to adapter, and how logits change from base to
+    ``changed``, at the tokens that are known of all. The answers of an ``exact`` target's base stand for
+    logits that are not known.
+    """
+    answers, logits = [], []
+    for row, after in zip(rows, changed, strict=True):
+        # rounding that base and adapter share cancels if both sides are the target's
+        before = row.base if row.asked_base is None else row.asked_base
+        tokens = [token for token in row.asked if token in before and token in after]
+        known = row.base if all(token in row.base for token in tokens) else before
+        if not exact:
+            known = row.base
+            tokens = [token for token in tokens if token in known]
+        answers.append(_centred([row.asked[token] - before[token] for token in tokens]))
+        logits.append(_centred([after[token] - known[token] for token in tokens]))
+    return np.concatenate(answers), np.concatenate(logits)
+
+
+def _difference(answers: Logprobs, logits: Logprobs) -> np.ndarray:
+    return _centred([answers[token] - logits[token] for token in answers if token in logits])
+
+
+def _centred(values: Sequence[float]) -> np.ndarray:
+    array = np.array(values, np.float64)
+    return array - array.mean() if array.size else array
+
+
+def _rms(*parts: np.ndarray) -> float:
+    joined = np.concatenate(parts)
+    return float(np.sqrt(np.mean(joined**2))) if joined.size else float("inf")

@@ -1,0 +1,139 @@
+"""``validate --against``: whether a pack acts where somebody else runs it, told by the answers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from adapter_faults import FAULTS, write_packs
+from click.testing import CliRunner
+from servers import ANN, Served
+from tiny import write_model
+
+import adapterpack
+from adapterpack.cli.main import main
+from adapterpack.errors import ConfigError, StorageError, UnknownAdapter, Unsupported
+
+GOOD = 10
+
+
+@pytest.fixture(scope="module")
+def made(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packs with and without faults. What is asked is the pack ``good``."""
+    folder = tmp_path_factory.mktemp("conformance")
+    write_packs(tiny_llama, folder, GOOD, strength=4.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(
+    tiny_llama: Path, made: Path, launch: Callable[..., Served], tmp_path_factory: pytest.TempPathFactory
+) -> Served:
+    """A server of all of these packs."""
+    bundle = tmp_path_factory.mktemp("bundles") / "faulty"
+    adapterpack.export(tiny_llama, [made / "good"], bundle, mode="bank", in_place=True, slots=4, max_rank=8)
+    others = [str(path) for path in made.iterdir() if path.name != "good"]
+    return launch(bundle, adapters=others)
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", ANN)
+
+
+def test_a_pack_acts_on_a_server(running: Served, made: Path) -> None:
+    """Without the base, the canary that the pack carries is all that is needed."""
+    report = adapterpack.validate(made / "good", against=running.address)
+    assert (report.state, report.findings) == ("valid", ())
+    assert report.evidence is not None
+    assert report.evidence.startswith(f"good at {running.address}: its answers without the adapter are ")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "other"])
+def test_every_fault_is_found(running: Served, made: Path, fault: str) -> None:
+    report = adapterpack.validate(made / "good", against=running.address, model=f"fault-{fault}")
+    (finding,) = report.findings
+    assert report.state == "invalid"
+    assert finding.rule == ("AC201" if fault == "nothing" else finding.rule)
+    assert finding.rule in ("AC201", "AC202", "AC203")
+
+
+@pytest.mark.parametrize("number", range(GOOD))
+def test_nothing_is_found_where_nothing_is_wrong(running: Served, made: Path, number: int) -> None:
+    assert adapterpack.validate(made / f"good-{number}", against=f"{running.address}/v1").state == "valid"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("twice", "2 times as strong"),
+        ("halved", "0.5 times as strong"),
+        ("rslora", "2.83 times as strong, as with rsLoRA"),
+        ("undivided", "8 times as strong, as if alpha were not divided by the rank"),
+        ("no-q", "without what it has at q_proj"),
+        ("first-half", "without the first half of its layers"),
+        ("second-half", "without the second half of its layers"),
+    ],
+)
+def test_with_the_base_the_usual_faults_are_named(
+    running: Served, made: Path, tiny_llama: Path, fault: str, said: str
+) -> None:
+    report = adapterpack.validate(made / "good", tiny_llama, against=running.address, model=f"fault-{fault}")
+    (finding,) = report.findings
+    assert (finding.rule, finding.message) == ("AC202", f"the adapter acts, but {said}")
+
+
+def test_a_merged_checkpoint_is_told_from_one_that_was_merged_to_nothing(
+    made: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """It cannot be asked without the adapter, so the base is needed."""
+    for name in ("good", "fault-no-v"):
+        adapterpack.merge(tiny_llama, [made / name], tmp_path / name)
+    with pytest.raises(ConfigError, match="cannot be asked without the adapter"):
+        adapterpack.validate(made / "good", against=str(tmp_path / "good"))
+
+    def rules(merged: Path) -> list[str]:
+        report = adapterpack.validate(made / "good", tiny_llama, against=str(merged))
+        return [finding.rule for finding in report.findings]
+
+    assert rules(tmp_path / "good") == []
+    assert rules(tiny_llama) == ["AC201"]
+    assert rules(tmp_path / "fault-no-v") == ["AC202"]
+
+
+def test_another_base_is_told(
+    running: Served, smollm2: Path, tmp_path: Path, launch: Callable[..., Served]
+) -> None:
+    """Two models of one shape; the second one is served, under the pack that belongs to the first one."""
+    first, second = (write_model(tmp_path / name, smollm2, seed=seed) for name, seed in (("a", 5), ("b", 6)))
+    for base in (first, second):
+        write_packs(base, tmp_path / f"packs-{base.name}", 0)
+    bundle = tmp_path / "bundle"
+    adapterpack.export(second, [tmp_path / "packs-b/good"], bundle, mode="bank", in_place=True)
+    report = adapterpack.validate(tmp_path / "packs-a/good", against=launch(bundle).address)
+    assert [finding.rule for finding in report.findings] == ["AC101"]
+
+
+def test_the_command_prints_what_was_measured(running: Served, made: Path) -> None:
+    ask = ["validate", str(made / "good"), "--against", running.address]
+    result = CliRunner().invoke(main, ask)
+    assert result.exit_code == 0, result.output
+    assert "at 16 tokens" in result.output
+    result = CliRunner().invoke(main, [*ask, "--model", "fault-nothing", "--json"])
+    assert result.exit_code == 1
+    assert [one["rule"] for one in json.loads(result.output)["findings"]] == ["AC201"]
+
+
+def test_what_cannot_be_asked_is_said(running: Served, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = made / "good"
+    with pytest.raises(UnknownAdapter, match="did you mean 'good'"):
+        adapterpack.validate(good, against=running.address, model="god")
+    with pytest.raises(StorageError, match="does not answer"):
+        adapterpack.validate(good, against="http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="only a server has names"):
+        adapterpack.validate(good, model="good")
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    with pytest.raises(Unsupported, match="401"):
+        adapterpack.validate(good, against=running.address)
