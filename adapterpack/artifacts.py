@@ -13,6 +13,7 @@ from typing import Any
 
 from .bundle import FILE_NAME as BUNDLE_FILE
 from .bundle import GENAI_FILE
+from .conformance.against import validate_against
 from .errors import ConfigError, StorageError
 from .fleet.fleet import sign_fleet, verify_fleet
 from .fleet.inspect import inspect_fleet, validate_fleet
@@ -108,8 +109,6 @@ def validate(
         True
     """
     if against is not None:
-        from .conformance.against import validate_against  # noqa: PLC0415 - as below
-
         return validate_against(path, against, base, model)
     if model is not None:
         raise ConfigError("only a server has names for packs", found=model, remedy="name it with --against")

@@ -1,4 +1,4 @@
-"""Generates the JSON Schemas of manifests, bundles and fleets from their structs:
+"""Generates the JSON Schemas of manifests, bundles, fleets and canaries from their structs:
 ``python tests/format_schemas.py manifest > schemas/manifest.v1.json``.
 """
 
@@ -77,6 +77,21 @@ def manifest_schema() -> dict[str, Any]:
         "manifest",
         "adapterpack manifest, version 1",
         "One adapter on disk: what it is, what it belongs to, and the proof of every byte.",
+    )
+
+
+def canary_schema() -> dict[str, Any]:
+    """The JSON Schema of a manifest's canary, for formats of others that carry one.
+
+    Example:
+        >>> canary_schema()["properties"]["adapter"]["maxItems"]
+        16
+    """
+    return _with_title(
+        schema_of(structs.Canary, {}),
+        "canary",
+        "adapterpack canary, version 1",
+        "Inputs, and the logits that a base and an adapter must give on them (docs/canary.md).",
     )
 
 
@@ -227,7 +242,12 @@ def _inside(place: tuple[str, ...], rule: dict[str, Any]) -> dict[str, Any]:
     return rule
 
 
-SCHEMAS = {"manifest": manifest_schema, "bundle": bundle_schema, "fleet": fleet_schema}
+SCHEMAS = {
+    "manifest": manifest_schema,
+    "bundle": bundle_schema,
+    "fleet": fleet_schema,
+    "canary": canary_schema,
+}
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(SCHEMAS[sys.argv[1]](), indent=2, ensure_ascii=False) + "\n")

@@ -205,10 +205,11 @@ def test_every_example_is_covered_here() -> None:
     """A new file in ``examples/`` needs a test: the configurations above, the method in test_plugins, what other
     kinds of values there are, and a package with a kind of adapter, in test_extensions, the gates in
     hub/test_gates, what is for servers in serving/test_kubernetes, test_containers and test_ray, the
-    demo in test_demo, and the scripts that train in test_training_examples; the cookbook in
+    demo in test_demo, the canary's check in serving/test_conformance, and the scripts that train in test_training_examples; the cookbook in
     guide/test_cookbook.
     """
     known = {
+        "check_canary.py",
         "tickets.yaml",
         "orders.yaml",
         "configs",

@@ -19,7 +19,7 @@ import click.testing
 import jsonschema
 import numpy as np
 import pytest
-from format_schemas import manifest_schema
+from format_schemas import canary_schema, manifest_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -569,6 +569,7 @@ def test_the_reader_agrees_with_the_schema(data: st.DataObject) -> None:
 def test_the_published_schema_is_made_from_the_structs() -> None:
     """python tests/format_schemas.py manifest > schemas/manifest.v1.json"""
     assert schema("manifest.v1") == manifest_schema()
+    assert schema("canary.v1") == canary_schema()
 
 
 def test_a_valid_pack_is_validated_without_heavy_imports(folder: Path) -> None:

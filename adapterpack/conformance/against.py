@@ -15,7 +15,7 @@ from ..manifest.structs import TopLogits
 from ..pack import canary, load
 from ..pack.validate.checks.finding import CheckRule, Finding, Report
 from ..paths import StrPath
-from .targets import Logprobs, Target, open_server
+from .targets import Logprobs, Responder, open_server
 
 BASE = CheckRule(
     "AC101",
@@ -115,12 +115,10 @@ def validate_against(
     if recorded is None or not texts or canary.input_names(recorded) != {"input_ids"}:
         reason = "no canary of a text is in the pack, and a server can be asked nothing else"
         return Report("pack", str(path), pack.id, (), (reason,), incomplete=True)
-    if target.startswith(("http://", "https://")):
-        opened = open_server(target, where)
-    else:
-        from .references import open_checkpoint  # noqa: PLC0415 - torch, which servers do not need
-
-        opened = open_checkpoint(folder_of(target))
+    served = target.startswith(("http://", "https://"))
+    if base is not None or not served:
+        from . import references  # noqa: PLC0415 - torch, which a server need not have beside it
+    opened = open_server(target, where) if served else references.open_checkpoint(folder_of(target))
     if base is None and opened.ask_base is None:
         raise ConfigError(
             "the target cannot be asked without the adapter, so its change cannot be told",
@@ -140,13 +138,13 @@ def validate_against(
             for row, without, with_pack in zip(rows, recorded.base, recorded.adapter, strict=True)
         ]
     else:
-        from .references import reference_logits  # noqa: PLC0415
-
         rng = np.random.default_rng(canary.SEED)
         most = max(max(ids) for ids in recorded.input_ids) + 1
         more = [tuple(map(int, rng.integers(1, most, _LENGTH))) for _ in range(_MORE_ROWS)]
         rows += [_ask(opened, ids, ids[-1:]) for ids in more]
-        without, with_pack, faulty = reference_logits(pack, folder_of(base), [*recorded.input_ids, *more])
+        without, with_pack, faulty = references.reference_logits(
+            pack, folder_of(base), [*recorded.input_ids, *more]
+        )
         rows = [
             row._replace(base=_shown(row, one), pack=_shown(row, two))
             for row, one, two in zip(rows, without, with_pack, strict=True)
@@ -167,7 +165,7 @@ def validate_against(
     )
 
 
-def _ask(target: Target, ids: Sequence[int], wanted: Sequence[int]) -> Row:
+def _ask(target: Responder, ids: Sequence[int], wanted: Sequence[int]) -> Row:
     """Asks for one row, for the tokens that are wanted and for the likeliest ones."""
     asked = target.ask(ids, wanted)
     likeliest = sorted(asked, key=asked.__getitem__, reverse=True)[:_SHARED]
@@ -196,7 +194,7 @@ def _shown(row: Row, logits: np.ndarray) -> Logprobs:
     }
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """What is wrong with a target's answers, what they leave open, and in numbers how near they came."""
 
     findings: tuple[Finding, ...]
@@ -204,7 +202,7 @@ class Verdict(NamedTuple):
     evidence: str
 
 
-def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Verdict:
+def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Judgement:
     """Compares a target's answers with the logits that base and pack must give.
 
     Answers and logits differ by a constant a row, so both are centred over the tokens that are known of both.
@@ -213,20 +211,20 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Verdict:
     size = max(abs(value) for row in rows for value in (*row.base.values(), *row.pack.values()))
     errors = [_difference(row.asked_base, row.base) for row in rows if row.asked_base is not None]
     rounds = _rms(*errors) if errors else 0.0
-    off = f"its answers without the adapter are {rounds / size:.1g} of the largest logit off"
+    off = f"its answers without the adapter are {_percent(rounds / size)} of the largest logit off"
     if rounds > _QUANTIZED * size:
-        return Verdict((BASE.at(where, off),), (), off)
+        return Judgement((BASE.at(where, off),), (), off)
     findings = (ROUNDED.at(where, f"{off}, {_FURTHER}"),) if rounds > _HALF * size else ()
     exact = bool(errors) and rounds < _EXACT * size
     shown, effect = _changes(rows, [row.pack for row in rows], exact)
     strength, least = _rms(effect), _rms(shown - effect)
     told = max((_OFF_EXACTLY if exact else _OFF) * strength, _AMPLIFIED * rounds)
-    short = f"its change is {least / strength:.1g} of the adapter's effect off"
+    short = f"its change is {_percent(least / strength)} of the adapter's effect off"
     evidence = (
         f"{off if errors else 'it was asked with the adapter only'}, and {short}, at {len(shown)} tokens"
     )
     if exact and least <= told:
-        return Verdict(findings, (), evidence)
+        return Judgement(findings, (), evidence)
     times = float(shown @ effect / (effect @ effect))
     guesses = [(_rms(shown - times * effect), f"{times:.2g} times as strong")]
     guesses += [(_rms(shown - _changes(rows, one, exact)[1]), sentence) for sentence, one in faults]
@@ -236,13 +234,13 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Verdict:
     elif nearest <= min(told, least / 2, _TELLING * _rms(shown)):
         wrong = PARTLY.at(where, f"the adapter acts, but {sentence}")
     elif least <= min(told, _TELLING * strength):
-        return Verdict(findings, (), evidence)
+        return Judgement(findings, (), evidence)
     elif told > _TELLING * strength:
         doubt = f"whether the adapter acts as it should: {short}, and the target rounds as much"
-        return Verdict(findings, (doubt,), evidence)
+        return Judgement(findings, (doubt,), evidence)
     else:
         wrong = OTHER.at(where, f"the adapter acts, but not as this pack does: {short}")
-    return Verdict((*findings, wrong), (), evidence)
+    return Judgement((*findings, wrong), (), evidence)
 
 
 def _changes(rows: Sequence[Row], changed: Sequence[Logprobs], exact: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -271,6 +269,10 @@ def _difference(answers: Logprobs, logits: Logprobs) -> np.ndarray:
 def _centred(values: Sequence[float]) -> np.ndarray:
     array = np.array(values, np.float64)
     return array - array.mean() if array.size else array
+
+
+def _percent(share: float) -> str:
+    return "less than 0.1%" if share < 1e-3 else f"{share:.1%}"
 
 
 def _rms(*parts: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from ..torch_adapters.attached.load_for import load_for
 from ..torch_adapters.layers.active import adapted_layers, evaluating
 from ..torch_adapters.layers.layer import Adapted
 from ..torch_adapters.models.load import load_model, stored_dtype
-from .targets import Logprobs, Target
+from .targets import Logprobs, Responder
 
 Rows = Sequence[Sequence[int]]
 _SHOWN = 64
@@ -84,7 +84,7 @@ def _last(model: Any, ids: Sequence[int]) -> np.ndarray:
     return logits
 
 
-def open_checkpoint(folder: Path) -> Target:
+def open_checkpoint(folder: Path) -> Responder:
     """Opens a checkpoint into which an adapter was merged, as a model of transformers'."""
     model = load_model(get_task("text-generation"), folder, dtype=stored_dtype(folder)).eval()
 
@@ -94,4 +94,4 @@ def open_checkpoint(folder: Path) -> Target:
         shown = [*wanted, *logprobs.topk(min(_SHOWN, len(logprobs))).indices.tolist()]
         return {token: float(logprobs[token]) for token in shown}
 
-    return Target(str(folder), ask, None)
+    return Responder(str(folder), ask, None)

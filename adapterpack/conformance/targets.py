@@ -26,10 +26,12 @@ _SECONDS = 120
 _SHOWN = 20
 """How many likely tokens to ask for: as many as vLLM shows unless it is told otherwise."""
 _SHOWN_BY_LLAMA = 1000
+_ENOUGH_FOR_TEXT = 4
+"""Tokens that make a character: llama.cpp shows nothing of a token that is only a part of one."""
 T = TypeVar("T")
 
 
-class Target(NamedTuple):
+class Responder(NamedTuple):
     """Something that runs an adapter: how to ask it with the adapter, and without it (None where it cannot be
     switched off).
     """
@@ -87,7 +89,7 @@ class _NoRedirects(HTTPRedirectHandler):
         return None
 
 
-def open_server(url: str, model: str) -> Target:
+def open_server(url: str, model: str) -> Responder:
     """Opens a server as the first kind that it is; ``model`` is the adapter's name there.
 
     Raises:
@@ -128,10 +130,10 @@ class _LlamaPosition(msgspec.Struct):
 
 
 class _LlamaCompletion(msgspec.Struct):
-    completion_probabilities: list[_LlamaPosition]
+    completion_probabilities: Annotated[list[_LlamaPosition], msgspec.Meta(min_length=1)]
 
 
-def _llama_cpp(connection: Connection, model: str) -> Target:
+def _llama_cpp(connection: Connection, model: str) -> Responder:
     """llama-server: its adapters have numbers, and each request says how strong each of them is. One without
     adapters may have been given a merged file.
     """
@@ -143,18 +145,25 @@ def _llama_cpp(connection: Connection, model: str) -> Target:
 
     def ask(scale: float) -> Ask:
         scales = [{"id": one, "scale": scale if name == model else 0.0} for name, one in numbers.items()]
-        options = {"n_predict": 1, "n_probs": _SHOWN_BY_LLAMA, "cache_prompt": False, "lora": scales}
+        options = {
+            "n_predict": _ENOUGH_FOR_TEXT,
+            "n_probs": _SHOWN_BY_LLAMA,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "lora": scales,
+        }
 
         def answer(ids: Sequence[int], wanted: Iterable[int]) -> Logprobs:
             body = {"prompt": list(ids), **options}
-            (position,) = connection.send("/completion", _LlamaCompletion, body).completion_probabilities
-            found = {one.id: one.logprob for one in position.top_logprobs}
+            first, *_ = connection.send("/completion", _LlamaCompletion, body).completion_probabilities
+            found = {one.id: one.logprob for one in first.top_logprobs}
             # a token that is not shown is less likely than all that are
             return dict.fromkeys(wanted, min(found.values(), default=0.0)) | found
 
         return answer
 
-    return Target(f"llama.cpp at {connection.url}", ask(1.0), ask(0.0) if numbers else None)
+    return Responder(f"llama.cpp at {connection.url}", ask(1.0), ask(0.0) if numbers else None)
 
 
 class _Model(msgspec.Struct):
@@ -174,7 +183,7 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice]
 
 
-def _openai(connection: Connection, model: str) -> Target:
+def _openai(connection: Connection, model: str) -> Responder:
     """adapterpack and vLLM: an adapter is a model whose parent is the base. They show the log-probability of
     a prompt's last token, and those of the likeliest ones in its place.
     """
@@ -200,7 +209,7 @@ def _openai(connection: Connection, model: str) -> Target:
 
     ask(model)([1], [1])  # a server of another kind does not show them
     base = parents[model]
-    return Target(f"{model} at {connection.url}", ask(model), None if base is None else ask(base))
+    return Responder(f"{model} at {connection.url}", ask(model), None if base is None else ask(base))
 
 
 def _require(model: str, names: Iterable[str], connection: Connection) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, StorageError, UnknownAdapter, Unsupported
 
 GOOD = 10
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,9 @@ def test_a_pack_acts_on_a_server(running: Served, made: Path) -> None:
     report = adapterpack.validate(made / "good", against=running.address)
     assert (report.state, report.findings) == ("valid", ())
     assert report.evidence is not None
-    assert report.evidence.startswith(f"good at {running.address}: its answers without the adapter are ")
+    assert report.evidence.startswith(
+        f"good at {running.address}: its answers without the adapter are less than 0.1% "
+    )
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "other"])
@@ -124,6 +129,28 @@ def test_the_command_prints_what_was_measured(running: Served, made: Path) -> No
     result = CliRunner().invoke(main, [*ask, "--model", "fault-nothing", "--json"])
     assert result.exit_code == 1
     assert [one["rule"] for one in json.loads(result.output)["findings"]] == ["AC201"]
+
+
+def test_others_can_check_it_in_a_page(running: Served, made: Path) -> None:
+    """The example needs nothing of this package, and finds what the command finds."""
+
+    def said(name: str) -> tuple[int, str]:
+        manifest = made / (name if name.startswith("good") else "good") / "adapterpack.json"
+        command = [
+            sys.executable,
+            "-S",
+            str(ROOT / "examples/check_canary.py"),
+            str(manifest),
+            running.address,
+            name,
+        ]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert not ended.stderr
+        return ended.returncode, ended.stdout.strip()
+
+    assert all(said(f"good-{number}") == (0, "acts as recorded") for number in range(3))
+    assert said("fault-nothing") == (1, "no effect")
+    assert all(said(f"fault-{fault}")[0] == 1 for fault in ("twice", "no-q", "transposed"))
 
 
 def test_what_cannot_be_asked_is_said(running: Served, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
