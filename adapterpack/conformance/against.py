@@ -194,7 +194,7 @@ def _shown(row: Row, logits: np.ndarray) -> Logprobs:
     }
 
 
-class Judgement(NamedTuple):
+class Conclusion(NamedTuple):
     """What is wrong with a target's answers, what they leave open, and in numbers how near they came."""
 
     findings: tuple[Finding, ...]
@@ -202,7 +202,7 @@ class Judgement(NamedTuple):
     evidence: str
 
 
-def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Judgement:
+def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Conclusion:
     """Compares a target's answers with the logits that base and pack must give.
 
     Answers and logits differ by a constant a row, so both are centred over the tokens that are known of both.
@@ -213,7 +213,7 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Judgement
     rounds = _rms(*errors) if errors else 0.0
     off = f"its answers without the adapter are {_percent(rounds / size)} of the largest logit off"
     if rounds > _QUANTIZED * size:
-        return Judgement((BASE.at(where, off),), (), off)
+        return Conclusion((BASE.at(where, off),), (), off)
     findings = (ROUNDED.at(where, f"{off}, {_FURTHER}"),) if rounds > _HALF * size else ()
     exact = bool(errors) and rounds < _EXACT * size
     shown, effect = _changes(rows, [row.pack for row in rows], exact)
@@ -224,7 +224,7 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Judgement
         f"{off if errors else 'it was asked with the adapter only'}, and {short}, at {len(shown)} tokens"
     )
     if exact and least <= told:
-        return Judgement(findings, (), evidence)
+        return Conclusion(findings, (), evidence)
     times = float(shown @ effect / (effect @ effect))
     guesses = [(_rms(shown - times * effect), f"{times:.2g} times as strong")]
     guesses += [(_rms(shown - _changes(rows, one, exact)[1]), sentence) for sentence, one in faults]
@@ -234,13 +234,13 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Judgement
     elif nearest <= min(told, least / 2, _TELLING * _rms(shown)):
         wrong = PARTLY.at(where, f"the adapter acts, but {sentence}")
     elif least <= min(told, _TELLING * strength):
-        return Judgement(findings, (), evidence)
+        return Conclusion(findings, (), evidence)
     elif told > _TELLING * strength:
         doubt = f"whether the adapter acts as it should: {short}, and the target rounds as much"
-        return Judgement(findings, (doubt,), evidence)
+        return Conclusion(findings, (doubt,), evidence)
     else:
         wrong = OTHER.at(where, f"the adapter acts, but not as this pack does: {short}")
-    return Judgement((*findings, wrong), (), evidence)
+    return Conclusion((*findings, wrong), (), evidence)
 
 
 def _changes(rows: Sequence[Row], changed: Sequence[Logprobs], exact: bool) -> tuple[np.ndarray, np.ndarray]:
