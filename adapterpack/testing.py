@@ -272,16 +272,6 @@ def make_layer(weight: Any, bias: Any) -> Callable[[Any], Any]:
     return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def _on_layer(layer: AdaptedCase, x: Any) -> Any:
-    """Returns the output of the adapted layer."""
-    return run(layer.case.method, layer.case.config, layer.params, layer.site, layer.base, x)
-
-
-def _on_block(layer: AdaptedCase, x: Any) -> Any:
-    """Returns the output of the adapted block."""
-    return run_block(layer.case.method, layer.case.config, layer.params, layer.case.site, layer.base(x), x)
-
-
 def _on_attention(layer: AdaptedCase, x: Any) -> Any:
     """Returns the output of the adapted attention, with the layer as every projection of a single head and as
     the attention's own output.
@@ -300,8 +290,16 @@ class Proof(NamedTuple):
 
 
 PROOFS = {
-    "weight": Proof(_on_layer, folds=True),
-    "activation": Proof(_on_block, folds=False),
+    "weight": Proof(
+        lambda layer, x: run(layer.case.method, layer.case.config, layer.params, layer.site, layer.base, x),
+        folds=True,
+    ),
+    "activation": Proof(
+        lambda layer, x: run_block(
+            layer.case.method, layer.case.config, layer.params, layer.case.site, layer.base(x), x
+        ),
+        folds=False,
+    ),
     "attention": Proof(_on_attention, folds=False),
 }
 """Maps a kind of method to how it is checked. A package with a kind of its own adds an entry here and in

@@ -83,11 +83,14 @@ from .core.peft_form import Completed as Completed
 from .core.peft_form import Estimate as Estimate
 from .core.peft_form import Factorise as Factorise
 from .core.peft_form import OfBase as OfBase
+from .core.peft_form import PeftConfig as PeftConfig
 from .core.peft_form import PeftContent as PeftContent
 from .core.peft_form import PeftForm as PeftForm
 from .core.peft_form import PeftLayer as PeftLayer
 from .core.peft_form import PeftOverrides as PeftOverrides
 from .core.peft_form import PeftSecondary as PeftSecondary
+from .core.peft_form import SiteConfigs as SiteConfigs
+from .core.peft_form import Widths as Widths
 from .core.peft_form import as_kernels as as_kernels
 from .core.peft_form import has_axes as has_axes
 from .core.peft_form import refuse_site as refuse_site
@@ -96,6 +99,8 @@ from .core.shapes import check_shapes as check_shapes
 from .core.site import PROMPT as PROMPT
 from .core.site import Arrays as Arrays
 from .core.site import Params as Params
+from .core.site import Random as Random
+from .core.site import Shape as Shape
 from .core.site import Shapes as Shapes
 from .core.site import Site as Site
 from .core.site import Tensors as Tensors

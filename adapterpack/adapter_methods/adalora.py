@@ -33,6 +33,7 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
     PeftLayer,
     PositiveInt,
@@ -40,6 +41,7 @@ from . import (
     Shapes,
     Site,
     SiteConfig,
+    SiteConfigs,
     Storage,
     TrainedSite,
     Traits,
@@ -102,10 +104,6 @@ class AdaLoRA(SiteConfig):
 def _shapes(cfg: AdaLoRA, site: Site) -> Shapes:
     r = cfg.r or cfg.init_r
     return {"lora_A": (r, site.in_features), "lora_B": (site.out_features, r), "lora_E": (r, 1)}
-
-
-def _normal_form(cfg: AdaLoRA, params: Params, site: Site) -> NormalForm:
-    return NormalForm(down=Dense(params["lora_A"] * params["lora_E"]), up=Dense(cfg.scale * params["lora_B"]))
 
 
 def _penalty(cfg: AdaLoRA, params: Params, sites: int) -> Array:
@@ -241,7 +239,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+def _to_peft(sites: SiteConfigs) -> PeftConfig:
     pattern = {
         f"{path}.lora_E": [True] * cfg.r + [False] * (cfg.init_r - cfg.r)
         for path, cfg in sites.items()
@@ -251,7 +249,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {**_KEYS.to_config(sites), "total_step": _total(first), "rank_pattern": pattern or None}
 
 
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, Mapping) or not all(isinstance(value, list) for value in pattern.values()):
         raise ValueError(f"rank_pattern must map names to lists of truth values, not {pattern!r:.80}")
@@ -276,7 +274,9 @@ adalora = METHODS.register(
         ),
         shapes=_shapes,
         init=zeros(_shapes, lora_A=normal, lora_B=normal),
-        normal_form=_normal_form,
+        normal_form=lambda cfg, params, site: NormalForm(
+            down=Dense(params["lora_A"] * params["lora_E"]), up=Dense(cfg.scale * params["lora_B"])
+        ),
         examples=(
             AdaLoRA(init_r=1, target_r=1),
             AdaLoRA(init_r=3, target_r=2, alpha=5),

@@ -19,7 +19,7 @@ of the file's B_k agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -45,6 +45,7 @@ from . import (
     PeftContent,
     PeftKeys,
     PositiveInt,
+    Random,
     Seed,
     Shapes,
     Site,
@@ -224,7 +225,7 @@ def _outside(rows: np.ndarray, V: np.ndarray) -> float:
     return float(np.linalg.norm(wide - wide @ V @ V.T)) / max(float(np.linalg.norm(wide)), 1e-30)
 
 
-def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: AdaMSS, site: Site, rng: Random) -> Arrays:
     count, r, _ = _sizes(cfg, site)
     U, _, V = svd_lowrank(_augment(site), r, _ROUNDS, cfg.random_seed)
     groups = _group(U, count)
@@ -267,12 +268,6 @@ def _require(cfg: AdaMSS, params: Params, site: Site) -> None:
         raise ValueError(
             f"the singular vectors have {cfg.length} numbers, of a layer with {site.in_features} inputs"
         )
-
-
-def _resolve(configs: Sequence[AdaMSS], sites: Sequence[Site]) -> list[AdaMSS]:
-    return [
-        replace(cfg, length=_sizes(cfg, site)[2] or None) for cfg, site in zip(configs, sites, strict=True)
-    ]
 
 
 _ASA = (
@@ -432,7 +427,10 @@ adamss = METHODS.register(
         ),
         storage=Storage(
             require=_require,
-            resolve=_resolve,
+            resolve=lambda configs, sites: [
+                replace(cfg, length=_sizes(cfg, site)[2] or None)
+                for cfg, site in zip(configs, sites, strict=True)
+            ],
             expanded_size=lambda cfg, site: (
                 _sizes(cfg, site)[0] * cfg.subspace_rank * (2 * site.out_features + site.in_features)
             ),

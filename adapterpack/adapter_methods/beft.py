@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import METHODS, Method, NoBranch, NormalForm, Params, PeftForm, Shapes, Site, Traits, zeros
+from . import METHODS, Method, NoBranch, NormalForm, PeftForm, Shapes, Site, Traits, zeros
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,6 @@ def _shapes(cfg: BEFT, site: Site) -> Shapes:
     return {"beft_bias": (1, site.out_features)}
 
 
-def _normal_form(cfg: BEFT, params: Params, site: Site) -> NormalForm:
-    return NormalForm(shift=params["beft_bias"][0, :])
-
-
 beft = METHODS.register(
     Method(
         name="beft",
@@ -43,7 +39,7 @@ beft = METHODS.register(
         ),
         shapes=_shapes,
         init=zeros(_shapes),
-        normal_form=_normal_form,
+        normal_form=lambda cfg, params, site: NormalForm(shift=params["beft_bias"][0, :]),
         examples=(BEFT(), BEFT(targets=("proj",))),
         peft=PeftForm(
             # PEFT loads such an adapter at a layer without a bias but cannot merge it

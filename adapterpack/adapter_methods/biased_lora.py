@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import LINEAR, METHODS, TRANSPOSED, Arrays, NormalForm, Params, Shapes, Site
+from . import LINEAR, METHODS, TRANSPOSED, NormalForm, Params, Site
 from .lora import LoRA, derive_form, is_lora, lora
 
 
@@ -24,14 +24,6 @@ class BiasedLoRA(LoRA):
         >>> BiasedLoRA(r=8, alpha=16).scale
         2.0
     """
-
-
-def _shapes(cfg: BiasedLoRA, site: Site) -> Shapes:
-    return {**lora.shapes(cfg, site), **({"bias": (site.out_features,)} if site.bias else {})}
-
-
-def _init(cfg: BiasedLoRA, site: Site, rng: np.random.Generator) -> Arrays:
-    return {**lora.init(cfg, site, rng), **({"bias": np.array(site.base_bias)} if site.bias else {})}
 
 
 def _normal_form(cfg: BiasedLoRA, params: Params, site: Site) -> NormalForm:
@@ -47,8 +39,14 @@ biased_lora = METHODS.register(
         formula="y' = W x + b' + s B A x",
         config=BiasedLoRA,
         traits=replace(lora.traits, additive=False, low_rank=False, reads_weight=True, layers=LINEAR),
-        shapes=_shapes,
-        init=_init,
+        shapes=lambda cfg, site: {
+            **lora.shapes(cfg, site),
+            **({"bias": (site.out_features,)} if site.bias else {}),
+        },
+        init=lambda cfg, site, rng: {
+            **lora.init(cfg, site, rng),
+            **({"bias": np.array(site.base_bias)} if site.bias else {}),
+        },
         normal_form=_normal_form,
         examples=(BiasedLoRA(r=3, alpha=5), BiasedLoRA(r=2, use_rslora=True, init="olora", dropout=0.1)),
         peft=derive_form(

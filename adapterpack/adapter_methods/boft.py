@@ -15,10 +15,9 @@ tensors have one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from . import (
     NormalForm,
     Operator,
     Params,
+    PeftConfig,
     PeftContent,
     PeftKeys,
     PeftLayer,
@@ -41,6 +41,7 @@ from . import (
     PositiveInt,
     Shapes,
     Site,
+    SiteConfigs,
     Storage,
     Traits,
     array_namespace,
@@ -140,13 +141,9 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+def _to_peft(sites: SiteConfigs) -> PeftConfig:
     first: BOFT = next(iter(sites.values()))
     return {**_KEYS.to_config(sites), "boft_block_size": 0 if first.block_num else first.block_size}
-
-
-def _from_peft(config: Mapping[str, Any]) -> Any:
-    return _KEYS.from_config({**config, "boft_block_size": config.get("boft_block_size") or 4})
 
 
 def _count_factors(content: PeftContent) -> PeftContent:
@@ -157,14 +154,10 @@ def _count_factors(content: PeftContent) -> PeftContent:
     return content.configure(n_butterfly_factor=1)
 
 
-def _as_row(cfg: BOFT, site: Site, params: Params) -> Arrays:
-    """PEFT stores the scales of a convolution's outputs as a row."""
-    return {**params, "boft_s": params["boft_s"].reshape(1, -1)}
-
-
 _CONVOLUTION = PeftLayer(
     shapes_say_so=lambda shapes: shapes.get("boft_s", ())[:1] == (1,) != shapes["boft_s"][1:],
-    stored=_as_row,
+    # PEFT stores the scales of a convolution's outputs as a row
+    stored=lambda cfg, site, params: {**params, "boft_s": params["boft_s"].reshape(1, -1)},
     loaded=lambda cfg, params: {**params, "boft_s": params["boft_s"].reshape(-1, 1)},
 )
 
@@ -205,7 +198,9 @@ boft = METHODS.register(
             peft_type="BOFT",
             suffixes=("boft_R", "boft_s"),
             to_config=_to_peft,
-            from_config=_from_peft,
+            from_config=lambda config: _KEYS.from_config(
+                {**config, "boft_block_size": config.get("boft_block_size") or 4}
+            ),
             features=lambda params: (
                 params["boft_R"].shape[1] * params["boft_R"].shape[3],
                 params["boft_s"].shape[0],

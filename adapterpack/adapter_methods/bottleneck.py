@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from . import METHODS, Dense, Method, Params, Shapes, Site, kaiming, zeros
+from . import METHODS, Dense, Method, Shapes, Site, kaiming, zeros
 from .forms.blocks import TRAITS, BlockConfig, BlockForm, Norm
 
 
@@ -71,18 +71,6 @@ def _shapes(cfg: Bottleneck, site: Site) -> Shapes:
     }
 
 
-def _normal_form(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
-    return BlockForm(
-        down=Dense(params["down"]),
-        up=Dense(cfg.scale * params["up"]),
-        down_bias=params["down_bias"] if cfg.bias else None,
-        up_bias=cfg.scale * params["up_bias"] if cfg.bias else None,
-        act=cfg.act,
-        norm=Norm(params["norm_weight"], params["norm_bias"]) if cfg.norm else None,
-        reads_input=cfg.reads_input,
-    )
-
-
 bottleneck = METHODS.register(
     Method(
         name="bottleneck",
@@ -94,7 +82,15 @@ bottleneck = METHODS.register(
         traits=TRAITS,
         shapes=_shapes,
         init=zeros(_shapes, down=kaiming, norm_weight=1),
-        normal_form=_normal_form,
+        normal_form=lambda cfg, params, site: BlockForm(
+            down=Dense(params["down"]),
+            up=Dense(cfg.scale * params["up"]),
+            down_bias=params["down_bias"] if cfg.bias else None,
+            up_bias=cfg.scale * params["up_bias"] if cfg.bias else None,
+            act=cfg.act,
+            norm=Norm(params["norm_weight"], params["norm_bias"]) if cfg.norm else None,
+            reads_input=cfg.reads_input,
+        ),
         examples=(
             Bottleneck.houlsby(reduction=2),
             Bottleneck.pfeiffer(reduction=3, bias=False),

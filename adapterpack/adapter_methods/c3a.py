@@ -10,9 +10,8 @@ PEFT's default starts them at random. PEFT feeds a second active adapter with th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from . import (
     METHODS,
@@ -51,18 +50,6 @@ def _shapes(cfg: C3A, site: Site) -> Shapes:
     return {"c3a_kernel": (site.out_features // size, site.in_features // size, size)}
 
 
-def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """Stores the block size actually used, because PEFT refuses a size that does not divide a layer."""
-    return [
-        replace(cfg, block_size=math.gcd(cfg.block_size, site.in_features, site.out_features))
-        for cfg, site in zip(configs, sites, strict=True)
-    ]
-
-
-def _normal_form(cfg: C3A, params: Params, site: Site) -> NormalForm:
-    return NormalForm(down=BlockCirculant(params["c3a_kernel"] / site.in_features))
-
-
 def _features(params: Params) -> tuple[int, int]:
     tall, wide, size = params["c3a_kernel"].shape
     return wide * size, tall * size
@@ -82,9 +69,17 @@ c3a = METHODS.register(
         ),
         shapes=_shapes,
         init=zeros(_shapes),
-        normal_form=_normal_form,
+        normal_form=lambda cfg, params, site: NormalForm(
+            down=BlockCirculant(params["c3a_kernel"] / site.in_features)
+        ),
         examples=(C3A(block_size=1), C3A(block_size=35), C3A(block_size=36)),
-        storage=Storage(resolve=_resolve),
+        # a pack has the block size actually used: PEFT refuses a size that does not divide a layer
+        storage=Storage(
+            resolve=lambda configs, sites: [
+                replace(cfg, block_size=math.gcd(cfg.block_size, site.in_features, site.out_features))
+                for cfg, site in zip(configs, sites, strict=True)
+            ]
+        ),
         peft=_KEYS.form(
             peft_type="C3A",
             suffixes=("c3a_kernel",),

@@ -9,9 +9,8 @@ of the ``n`` virtual tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +20,8 @@ from . import (
     Method,
     NonNegativeInt,
     Params,
+    PeftConfig,
+    Random,
     Shapes,
     Site,
     Storage,
@@ -73,7 +74,7 @@ def _shapes(cfg: Cartridge, site: Site) -> Shapes:
     }
 
 
-def _init(cfg: Cartridge, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: Cartridge, site: Site, rng: Random) -> Arrays:
     shape = (cfg.num_virtual_tokens, cfg.width(site))
     whole = prefill(cfg, site) if cfg.init == "text" else normal(rng, shape, 1)
     sink = cfg.num_frozen_tokens
@@ -94,7 +95,7 @@ def _to_pack(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, Arr
     return cfg.with_sizes(site, baked=True), {STORED: np.concatenate(parts).astype(np.float32)}
 
 
-def _from_peft(config: Mapping[str, Any]) -> Cartridge:
+def _from_peft(config: PeftConfig) -> Cartridge:
     frozen = config.get("num_frozen_tokens", 1)
     return Cartridge(**cache_fields(config), num_frozen_tokens=frozen, baked=True)
 

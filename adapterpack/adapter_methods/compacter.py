@@ -27,6 +27,7 @@ from . import (
     Method,
     Params,
     PositiveInt,
+    Random,
     Shapes,
     Shared,
     Site,
@@ -65,7 +66,7 @@ def _rule_shapes(cfg: Compacter) -> Shapes:
     return {"rule_left": (n, n, k), "rule_right": (n, k, n)} if cfg.factorized_rule else {"rule": (n, n, n)}
 
 
-def _rules(cfg: Compacter, rng: np.random.Generator) -> Arrays:
+def _rules(cfg: Compacter, rng: Random) -> Arrays:
     """Draws random rules; a product of two factors gets the same variance as a single rule."""
     inner = cfg.phm_rank if cfg.factorized_rule else 1
     std = (1 / cfg.phm_dim / inner) ** (0.25 if cfg.factorized_rule else 0.5)
@@ -86,7 +87,7 @@ def _shapes(cfg: Compacter, site: Site) -> Shapes:
     return factors if cfg.shared_rule else {**_rule_shapes(cfg), **factors}
 
 
-def _init(cfg: Compacter, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: Compacter, site: Site, rng: Random) -> Arrays:
     made = {} if cfg.shared_rule else _rules(cfg, rng)
     for name, shape in _shapes(cfg, site).items():
         if name in {"down_left", "down_right", "up_right"}:

@@ -12,9 +12,8 @@ with weight 1 or, with ``decay``, f for the last group of labels, f^2 for the on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +23,8 @@ from . import (
     FiniteFloat,
     Method,
     Params,
+    PeftConfig,
+    Random,
     Shapes,
     Site,
     Storage,
@@ -95,7 +96,7 @@ def _shapes(cfg: CPT, site: Site) -> Shapes:
     return {STORED: wide} if cfg.baked else {STORED: wide, _DELTA: wide}
 
 
-def _init(cfg: CPT, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: CPT, site: Site, rng: Random) -> Arrays:
     if not cfg.token_ids:
         raise ValueError("the context is missing: name token_ids, or a text")
     context = embed(site, cfg.token_ids)
@@ -128,7 +129,7 @@ def _to_pack(cfg: CPT, params: Params, site: Site) -> tuple[CPT, Arrays]:
     }
 
 
-def _to_peft(cfg: CPT) -> dict[str, Any]:
+def _to_peft(cfg: CPT) -> PeftConfig:
     ids = list(cfg.token_ids) or [0] * cfg.num_virtual_tokens
     return {
         "cpt_token_ids": ids,
@@ -142,7 +143,7 @@ def _to_peft(cfg: CPT) -> dict[str, Any]:
     }
 
 
-def _from_peft(config: Mapping[str, Any]) -> CPT:
+def _from_peft(config: PeftConfig) -> CPT:
     ids, kinds = tuple(config.get("cpt_token_ids") or ()), tuple(config.get("cpt_tokens_type_mask") or ())
     return CPT(
         **embedding_fields(config),

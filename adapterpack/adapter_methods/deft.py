@@ -29,6 +29,7 @@ from . import (
     Params,
     PeftKeys,
     PositiveFloat,
+    Random,
     RankConfig,
     Shapes,
     Site,
@@ -63,7 +64,7 @@ def _shapes(cfg: DEFT, site: Site) -> Shapes:
     return {"deft_P": (site.out_features, r), "deft_R": (r, site.in_features)}
 
 
-def _init(cfg: DEFT, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: DEFT, site: Site, rng: Random) -> Arrays:
     P = normal(rng, _shapes(cfg, site)["deft_P"])
     _, Z = sides(cfg.decomposition_method, P)
     return {"deft_P": P, "deft_R": (Z.T @ np.asarray(site.weight) / cfg.scale).astype(np.float32)}

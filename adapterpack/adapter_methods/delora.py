@@ -27,6 +27,7 @@ from . import (
     Params,
     PeftKeys,
     PositiveInt,
+    Random,
     RanksConfig,
     Shapes,
     Site,
@@ -67,7 +68,7 @@ def _shapes(cfg: DeLoRA, site: Site) -> Shapes:
     }
 
 
-def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: DeLoRA, site: Site, rng: Random) -> Arrays:
     made = zeros(_shapes, delora_A=kaiming, delora_lambda=cfg.bound)(cfg, site, rng)
     lengths = np.linalg.norm(np.asarray(site.weight), axis=0)
     return {**made, "delora_w_norm": lengths.astype(np.float32)}

@@ -29,7 +29,6 @@ from . import (
     Params,
     PeftContent,
     PeftLayer,
-    Shapes,
     Site,
     Storage,
     Training,
@@ -56,14 +55,6 @@ class DoRA(LoRA):
         >>> DoRA(r=8, alpha=16).scale
         2.0
     """
-
-
-def _shapes(cfg: DoRA, site: Site) -> Shapes:
-    return {**lora.shapes(cfg, site), "lora_magnitude_vector": (site.out_features,)}
-
-
-def _init(cfg: DoRA, site: Site, rng: np.random.Generator) -> Arrays:
-    return {**lora.init(cfg, site, rng), "lora_magnitude_vector": _lengths(site)}
 
 
 def _lengths(site: Site) -> np.ndarray:
@@ -142,8 +133,8 @@ dora = METHODS.register(
             reads_weight=True,
             layers=(*WEIGHTS, "embedding"),
         ),
-        shapes=_shapes,
-        init=_init,
+        shapes=lambda cfg, site: {**lora.shapes(cfg, site), "lora_magnitude_vector": (site.out_features,)},
+        init=lambda cfg, site, rng: {**lora.init(cfg, site, rng), "lora_magnitude_vector": _lengths(site)},
         normal_form=_normal_form,
         examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
         training=Training(rates=lora.training.rates),

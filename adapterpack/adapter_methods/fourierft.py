@@ -7,10 +7,10 @@ The coefficients start at zero, so that a fresh adapter changes nothing; PEFT's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
@@ -67,16 +67,6 @@ class FourierFT(SiteConfig):
 def count_coefficients(cfg: FourierFT, site: Site) -> int:
     """Returns how many coefficients a layer has: at most as many as weights."""
     return min(cfg.n_frequency, site.in_features * site.out_features)
-
-
-def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """Limits a small layer's number of coefficients to its number of weights, because PEFT refuses more."""
-    return [
-        replace(cfg, n_frequency=count_coefficients(cfg, site))
-        if site.in_features and site.out_features
-        else cfg
-        for cfg, site in zip(configs, sites, strict=True)
-    ]
 
 
 @lru_cache(maxsize=64)
@@ -158,7 +148,16 @@ fourierft = METHODS.register(
         },
         normal_form=_normal_form,
         examples=(FourierFT(n_frequency=3), FourierFT(n_frequency=40, scaling=30, random_loc_seed=5)),
-        storage=Storage(constants=_constants, resolve=_resolve),
+        # a small layer has as many coefficients as weights, because PEFT refuses more
+        storage=Storage(
+            constants=_constants,
+            resolve=lambda configs, sites: [
+                replace(cfg, n_frequency=count_coefficients(cfg, site))
+                if site.in_features and site.out_features
+                else cfg
+                for cfg, site in zip(configs, sites, strict=True)
+            ],
+        ),
         peft=_KEYS.form(
             peft_type="FOURIERFT",
             suffixes=("fourierft_spectrum",),

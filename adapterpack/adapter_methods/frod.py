@@ -18,7 +18,7 @@ can load only packs that came from PEFT (``own_basis`` is false).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -36,10 +36,13 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftContent,
     PeftKeys,
     PositiveFloat,
+    Random,
     Seed,
+    Shape,
     Shapes,
     Shared,
     Site,
@@ -117,7 +120,7 @@ def _by_role(sites: Sequence[Site]) -> dict[str, list[Site]]:
 
 
 def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> Shapes:
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     for name, layers in _by_role(sites).items():
         width = layers[0].in_features
         shapes |= {
@@ -128,7 +131,7 @@ def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> Shapes:
     return shapes
 
 
-def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
+def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: Random) -> Arrays:
     made: Arrays = {}
     draw = np.random.default_rng(cfg.projection_prng_key)
     for name, layers in sorted(_by_role(sites).items()):
@@ -136,17 +139,15 @@ def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> 
         row, column = np.divmod(
             draw.choice(width * width - width, _count(cfg, width), replace=False), max(width - 1, 1)
         )
-        made[f"frod_V_{name}"] = _basis([_round(site.weight) for site in layers], cfg.regularization_alpha)
+        # rounded: for a role with a single layer all directions are equally good, and rounding differences
+        # would otherwise choose among them
+        made[f"frod_V_{name}"] = _basis(
+            [np.asarray(site.weight, np.float32).astype(np.float64) for site in layers],
+            cfg.regularization_alpha,
+        )
         made[f"frod_indices_{name}"] = np.stack([row, column + (column >= row)])
         made[f"frod_size_{name}"] = np.array([width, width])
     return made
-
-
-def _round(weight: Any) -> np.ndarray:
-    """Returns a weight rounded to float32, as float64. For a role with a single layer all directions are
-    equally good, and rounding differences would otherwise choose among them.
-    """
-    return np.asarray(weight, np.float32).astype(np.float64)
 
 
 def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
@@ -181,7 +182,7 @@ float32.
 """
 
 
-def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: FRoD, site: Site, rng: Random) -> Arrays:
     shared = site.shared or _init_shared(cfg, [site], rng)
     return {
         **zeros(_shapes)(cfg, site, rng),
@@ -232,11 +233,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-    return None if next(iter(sites.values())).own_basis else _KEYS.to_config(sites)
-
-
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     if config.get("save_projection") is False:
         raise Unsupported(
             "this file leaves out the basis, which comes of the weights of all layers, with the signs of "
@@ -298,7 +295,7 @@ frod = METHODS.register(
             peft_type="FROD",
             suffixes=("frod_lambda_l", "frod_lambda_s_values"),
             layers=TRANSPOSED,
-            to_config=_to_peft,
+            to_config=lambda sites: None if next(iter(sites.values())).own_basis else _KEYS.to_config(sites),
             from_config=_from_peft,
             features=lambda params: (params["frod_lambda_l"].shape[0], None),
             from_peft_file=_from_peft_file,

@@ -10,7 +10,6 @@ PEFT.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -29,10 +28,13 @@ from . import (
     PeftContent,
     PeftKeys,
     PositiveInt,
+    Random,
+    Shape,
     Shapes,
     Site,
     Storage,
     Traits,
+    Widths,
     array_namespace,
 )
 
@@ -70,7 +72,7 @@ class GLoRA(NoBranch):
 def _shapes(cfg: GLoRA, site: Site) -> Shapes:
     out, wide = site.out_features, site.in_features
     every = {"A": (out, wide), "B": (out, wide), "C": (wide, 1), "D": (out,), "E": (out,)}
-    shapes_by_name: dict[str, tuple[int, ...]] = {}
+    shapes_by_name: dict[str, Shape] = {}
     for path, shape in every.items():
         form = getattr(cfg, _PATHS[path])
         if form == "none" or (path in "CDE" and not (site.bias if cfg.biased is None else cfg.biased)):
@@ -84,7 +86,7 @@ def _shapes(cfg: GLoRA, site: Site) -> Shapes:
     return shapes_by_name
 
 
-def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: GLoRA, site: Site, rng: Random) -> Arrays:
     """Starts everything at zero except ``Xu``, which is Kaiming uniform with ``a = sqrt(5)``."""
     shapes = _shapes(cfg, site)
     return {
@@ -118,13 +120,6 @@ def _normal_form(cfg: GLoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(change), shift=shift)
 
 
-def _resolve(configs: Sequence[GLoRA], sites: Sequence[Site]) -> list[GLoRA]:
-    return [
-        replace(cfg, biased=site.bias) if cfg.biased is None else cfg
-        for cfg, site in zip(configs, sites, strict=True)
-    ]
-
-
 _KEYS = PeftKeys(
     GLoRA,
     ("r", "config_A_B", "config_C", "config_D_E"),
@@ -146,7 +141,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     )
 
 
-def _features(params: Params) -> tuple[int | None, int | None]:
+def _features(params: Params) -> Widths:
     if "glora_A_Xd" in params:
         return params["glora_A_Xu"].shape[1], params["glora_A_Xd"].shape[0]
     return None, params["glora_A_X"].shape[0] if params["glora_A_X"].ndim == 2 else None
@@ -172,7 +167,12 @@ glora = METHODS.register(
             GLoRA(config_A_B="vector", config_C="none"),
             GLoRA(r=1, config_A_B="constant", config_D_E="none"),
         ),
-        storage=Storage(resolve=_resolve),
+        storage=Storage(
+            resolve=lambda configs, sites: [
+                replace(cfg, biased=site.bias) if cfg.biased is None else cfg
+                for cfg, site in zip(configs, sites, strict=True)
+            ]
+        ),
         peft=_KEYS.form(
             peft_type="GLORA",
             suffixes={

@@ -35,6 +35,7 @@ from . import (
     Params,
     PeftKeys,
     PositiveInt,
+    Random,
     RankConfig,
     Shapes,
     Site,
@@ -88,7 +89,7 @@ def _shapes(cfg: GraLoRA, site: Site) -> Shapes:
     return {**blocks, **general} if cfg.hybrid_r else blocks
 
 
-def _init(cfg: GraLoRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: GraLoRA, site: Site, rng: Random) -> Arrays:
     shapes = _shapes(cfg, site)
     made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     blocks, narrow, rank = shapes["gralora_A"]

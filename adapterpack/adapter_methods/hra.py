@@ -29,7 +29,7 @@ from . import (
     PeftKeys,
     PeftLayer,
     PositiveInt,
-    Shapes,
+    Random,
     Site,
     Storage,
     Traits,
@@ -52,11 +52,7 @@ class HRA(NoBranch):
     apply_gs: bool = False
 
 
-def _shapes(cfg: HRA, site: Site) -> Shapes:
-    return {"hra_u": (site.in_features, cfg.r)}
-
-
-def _init(cfg: HRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: HRA, site: Site, rng: Random) -> Arrays:
     vectors = kaiming(rng, (site.in_features, cfg.r))
     if not cfg.apply_gs:
         vectors[:, 1::2] = vectors[:, : 2 * (cfg.r // 2) : 2]
@@ -68,10 +64,6 @@ def _later(r: int) -> np.ndarray:
     """Returns a matrix ``[r, r]`` that is 1 where the column's pair comes after the row's pair."""
     pair = np.arange(r) // 2
     return (pair[:, None] < pair[None, :]).astype(np.float32)
-
-
-def _constants(cfg: HRA, site: Site) -> Arrays:
-    return {} if cfg.apply_gs else {"later": _later(cfg.r)}
 
 
 def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
@@ -119,11 +111,14 @@ hra = METHODS.register(
         formula="y' = W (H_1 ... H_r x) + b,  H_i = I - 2 u_i u_i^T / |u_i|^2",
         config=HRA,
         traits=Traits(identity_at_init=False, min_features=(1, 2)),
-        shapes=_shapes,
+        shapes=lambda cfg, site: {"hra_u": (site.in_features, cfg.r)},
         init=_init,
         normal_form=_normal_form,
         examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
-        storage=Storage(constants=_constants, expanded_size=lambda cfg, site: cfg.r * cfg.r),
+        storage=Storage(
+            constants=lambda cfg, site: {} if cfg.apply_gs else {"later": _later(cfg.r)},
+            expanded_size=lambda cfg, site: cfg.r * cfg.r,
+        ),
         peft=_KEYS.form(
             peft_type="HRA",
             suffixes=("hra_u",),

@@ -30,12 +30,15 @@ from . import (
     NoBranch,
     NormalForm,
     Params,
+    PeftConfig,
     PeftContent,
     PeftForm,
     PeftLayer,
     Shapes,
     Site,
+    SiteConfigs,
     Traits,
+    Widths,
     array_namespace,
     by_suffix,
     has_axes,
@@ -106,7 +109,7 @@ def _combine(terms: Sequence[tuple[Params, float]]) -> Arrays:
     return {"ia3_l": np.asarray(total, np.float32)}
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+def _to_peft(sites: SiteConfigs) -> PeftConfig:
     inner = [path for path, cfg in sites.items() if cfg.feedforward]
     # PEFT matches a name in this list with the end of a path, even in the middle of a word, but matches a
     # string as a regular expression against the full path.
@@ -122,7 +125,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_peft(config: Mapping[str, Any]) -> IA3:
+def _from_peft(config: PeftConfig) -> IA3:
     modules = config.get("feedforward_modules") or ()
     names = (
         [name.replace("\\", "") for name in modules.split("|")] if isinstance(modules, str) else list(modules)
@@ -140,7 +143,7 @@ def _from_peft(config: Mapping[str, Any]) -> IA3:
     return IA3(feedforward=tuple(anchor + name for name in names))
 
 
-def _features(params: Params) -> tuple[int | None, int | None]:
+def _features(params: Params) -> Widths:
     rows, columns = params["ia3_l"].shape
     return (columns if columns > 1 else None, rows if rows > 1 else None)
 

@@ -29,7 +29,6 @@ from . import (
     Method,
     NormalForm,
     Params,
-    Shapes,
     Site,
     Storage,
     Training,
@@ -51,14 +50,6 @@ class KaSA(LoRA):
 
     beta: FiniteFloat = 1e-4
     gamma: FiniteFloat = 1e-3
-
-
-def _shapes(cfg: KaSA, site: Site) -> Shapes:
-    return {**lora.shapes(cfg, site), "lora_diag": (cfg.r,)}
-
-
-def _init(cfg: KaSA, site: Site, rng: np.random.Generator) -> Arrays:
-    return {**lora.init(cfg, site, rng), "lora_diag": rng.standard_normal(cfg.r).astype(np.float32)}
 
 
 def _cut(cfg: KaSA, site: Site) -> Arrays:
@@ -108,8 +99,11 @@ kasa = METHODS.register(
         formula="W' = W - U_r S_r V_r^T + s B diag(d) A",
         config=KaSA,
         traits=Traits(additive=True, identity_at_init=False, reads_weight=True),
-        shapes=_shapes,
-        init=_init,
+        shapes=lambda cfg, site: {**lora.shapes(cfg, site), "lora_diag": (cfg.r,)},
+        init=lambda cfg, site, rng: {
+            **lora.init(cfg, site, rng),
+            "lora_diag": rng.standard_normal(cfg.r).astype(np.float32),
+        },
         normal_form=_normal_form,
         examples=(KaSA(r=1), KaSA(r=3, alpha=5), KaSA(r=4, alpha=4, use_rslora=True, dropout=0.1, beta=1e-3)),
         training=Training(rates=lora.training.rates),

@@ -13,7 +13,7 @@ the layer, so a Lily adapter refuses to use a cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -24,8 +24,6 @@ from . import (
     METHODS,
     MOST_SITES,
     Array,
-    Arrays,
-    Factorise,
     FiniteFloat,
     Method,
     NormalForm,
@@ -33,11 +31,11 @@ from . import (
     PeftKeys,
     PositiveInt,
     RankConfig,
+    Shape,
     Shapes,
     Shared,
     Site,
     Storage,
-    Tensors,
     Traits,
     array_namespace,
     kaiming,
@@ -139,7 +137,7 @@ def _names(cfg: Lily, site: Site) -> dict[str, str]:
     return {"lily_A": f"lily_A_{_group(site)}_{cfg.block or 0}", "lily_B": f"lily_B_{_group(site)}"}
 
 
-def _common(cfg: Lily, sites: Sequence[Site]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _common(cfg: Lily, sites: Sequence[Site]) -> Iterator[tuple[str, Shape]]:
     groups: dict[str, list[Site]] = {}
     for site in () if cfg.spread else sites:
         groups.setdefault(_group(site), []).append(site)
@@ -150,13 +148,6 @@ def _common(cfg: Lily, sites: Sequence[Site]) -> Iterator[tuple[str, tuple[int, 
             (f"lily_A_{group}_{block}", shapes["lily_A"])
             for block in range(math.ceil(len(members) / cfg.stride))
         )
-
-
-def _init_shared(cfg: Lily, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
-    return {
-        name: kaiming(rng, shape) if name.startswith("lily_A") else np.zeros(shape, np.float32)
-        for name, shape in _common(cfg, sites)
-    }
 
 
 def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
@@ -181,18 +172,6 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-    return _KEYS.to_config(sites) if next(iter(sites.values())).spread else None
-
-
-def _copy_to_site(cfg: Lily, params: Tensors, site: Site, factorise: Factorise) -> tuple[Lily, Arrays]:
-    """Copies the shared A and B to the site, as PEFT stores them."""
-    return replace(cfg, spread=True, block=None), {
-        **params,
-        **{name: site.shared[own] for name, own in _names(cfg, site).items() if not cfg.spread},
-    }
-
-
 lily = METHODS.register(
     Method(
         name="lily",
@@ -210,7 +189,13 @@ lily = METHODS.register(
         normal_form=_normal_form,
         examples=(Lily(r=3), Lily(r=2, stride=2, num_experts=3, scaling=0.5)),
         storage=Storage(
-            shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _init_shared),
+            shared=Shared(
+                lambda cfg, sites: dict(_common(cfg, sites)),
+                lambda cfg, sites, rng: {
+                    name: kaiming(rng, shape) if name.startswith("lily_A") else np.zeros(shape, np.float32)
+                    for name, shape in _common(cfg, sites)
+                },
+            ),
             expanded_size=lambda cfg, site: cfg.num_experts * cfg.r * (site.in_features + site.out_features),
             resolve=_resolve,
         ),
@@ -222,13 +207,20 @@ lily = METHODS.register(
                 "lily_B": "lily_B.weight",
                 "lily_router": "lily_router.weight",
             },
-            to_config=_to_peft,
+            to_config=lambda sites: _KEYS.to_config(sites) if next(iter(sites.values())).spread else None,
             from_config=lambda config: replace(_KEYS.from_config(config), spread=True),
             features=lambda params: (
                 (params["lily_A"].shape[1], params["lily_B"].shape[1]) if "lily_A" in params else (None, None)
             ),
             shared={"lily_A": "base_model.lily_A", "lily_B": "base_model.lily_B"},
-            to_peft_with_base=_copy_to_site,
+            # copies the shared A and B to the site, as PEFT stores them
+            to_peft_with_base=lambda cfg, params, site, factorise: (
+                replace(cfg, spread=True, block=None),
+                {
+                    **params,
+                    **{name: site.shared[own] for name, own in _names(cfg, site).items() if not cfg.spread},
+                },
+            ),
         ),
     )
 )

@@ -11,9 +11,7 @@ a gate of zero; here it is added once. In GPT-2 PEFT leaves W_o out, and so does
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -21,15 +19,15 @@ from . import (
     FOR_TRAINING,
     METHODS,
     NOT_IN_LAYERS,
-    Arrays,
     Method,
     NoBranch,
     NonNegativeInt,
-    Params,
+    PeftConfig,
     PeftForm,
     PositiveInt,
     Shapes,
     Site,
+    SiteConfigs,
     normal,
 )
 from .forms.attention import TRAITS, AttentionForm
@@ -58,15 +56,7 @@ def _shapes(cfg: LLaMAAdapter, site: Site) -> Shapes:
     return {_PROMPT: (1, cfg.adapter_len, site.in_features), _GATE: (1,)}
 
 
-def _init(cfg: LLaMAAdapter, site: Site, rng: np.random.Generator) -> Arrays:
-    return {_PROMPT: normal(rng, _shapes(cfg, site)[_PROMPT], 1), _GATE: np.zeros(1, np.float32)}
-
-
-def _normal_form(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm:
-    return AttentionForm(params[_PROMPT][0, ...], params[_GATE])
-
-
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+def _to_peft(sites: SiteConfigs) -> PeftConfig | None:
     """Returns PEFT's config, or None: PEFT counts layers from the end, so its config can name only a model's
     last layers.
     """
@@ -83,16 +73,6 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _from_peft(config: Mapping[str, Any]) -> LLaMAAdapter:
-    return LLaMAAdapter(
-        adapter_len=config.get("adapter_len", 10), adapter_layers=config.get("adapter_layers", 0)
-    )
-
-
-def _features(params: Params) -> tuple[int, int]:
-    return params[_PROMPT].shape[2], params[_PROMPT].shape[2]
-
-
 llama_adapter = METHODS.register(
     Method(
         name="llama_adapter",
@@ -103,8 +83,11 @@ llama_adapter = METHODS.register(
         config=LLaMAAdapter,
         traits=TRAITS,
         shapes=_shapes,
-        init=_init,
-        normal_form=_normal_form,
+        init=lambda cfg, site, rng: {
+            _PROMPT: normal(rng, _shapes(cfg, site)[_PROMPT], 1),
+            _GATE: np.zeros(1, np.float32),
+        },
+        normal_form=lambda cfg, params, site: AttentionForm(params[_PROMPT][0, ...], params[_GATE]),
         examples=(
             LLaMAAdapter(adapter_len=1),
             LLaMAAdapter(adapter_len=3, adapter_layers=1),
@@ -114,8 +97,10 @@ llama_adapter = METHODS.register(
             "ADAPTION_PROMPT",
             {_PROMPT: _PROMPT, _GATE: _GATE},
             _to_peft,
-            _from_peft,
-            _features,
+            lambda config: LLaMAAdapter(
+                adapter_len=config.get("adapter_len", 10), adapter_layers=config.get("adapter_layers", 0)
+            ),
+            lambda params: (params[_PROMPT].shape[2], params[_PROMPT].shape[2]),
             refused_by=NOT_IN_LAYERS,
         ),
     )

@@ -12,7 +12,6 @@ targets is trained in the same way; its ``weight`` is [out, in].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from . import (
     Params,
     PeftForm,
     PeftLayer,
+    Random,
     Shapes,
     Site,
     Traits,
@@ -50,7 +50,7 @@ def _shapes(cfg: LNTuning, site: Site) -> Shapes:
     return {"weight": weight, **({"bias": weight[:1]} if site.bias else {})}
 
 
-def _init(cfg: LNTuning, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: LNTuning, site: Site, rng: Random) -> Arrays:
     weight = {"weight": np.reshape(np.array(site.weight), _shapes(cfg, site)["weight"])}
     return {**weight, "bias": np.array(site.base_bias)} if site.bias else weight
 
@@ -60,19 +60,9 @@ def _normal_form(cfg: LNTuning, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=down, shift=params["bias"] - site.base_bias if site.bias else None)
 
 
-def _fold(
-    cfg: LNTuning, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice
-) -> tuple[Array, Array | None]:
-    return _matrix(params["weight"][rows]), params["bias"][rows] if site.bias else bias
-
-
 def _matrix(weight: Array) -> Array:
     """Returns the weight as the method's matrix; a norm's vector becomes a column."""
     return weight[:, None] if len(weight.shape) == 1 else weight
-
-
-def _other_way_round(cfg: Any, site: Site) -> str:
-    return "PEFT stores the weight of such a layer as it is, and does not say that it is the other way round"
 
 
 ln_tuning = METHODS.register(
@@ -92,7 +82,12 @@ ln_tuning = METHODS.register(
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,
-        overrides={"fold": _fold},
+        overrides={
+            "fold": lambda cfg, params, site, weight, bias, rows: (
+                _matrix(params["weight"][rows]),
+                params["bias"][rows] if site.bias else bias,
+            )
+        },
         examples=(LNTuning(), LNTuning(targets=("proj",))),
         peft=PeftForm(
             peft_type="LN_TUNING",
@@ -107,7 +102,13 @@ ln_tuning = METHODS.register(
                 "linear": PeftLayer(
                     shapes_say_so=lambda shapes: any(len(shape) == 2 for shape in shapes.values())
                 ),
-                "transposed": PeftLayer(config={"fan_in_fan_out": True}, ambiguous_because=_other_way_round),
+                "transposed": PeftLayer(
+                    config={"fan_in_fan_out": True},
+                    ambiguous_because=lambda cfg, site: (
+                        "PEFT stores the weight of such a layer as it is, and does not say that it is the "
+                        "other way round"
+                    ),
+                ),
             },
         ),
     )

@@ -11,9 +11,7 @@ These are used if r^2 is smaller than both widths, so that no ``[out, in]`` matr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +24,10 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
     PeftLayer,
+    Random,
     Shapes,
     Site,
     Storage,
@@ -59,7 +59,7 @@ def _shapes(cfg: LoHa, site: Site) -> Shapes:
     return {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up, "hada_w2_b": down}
 
 
-def _init(cfg: LoHa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: LoHa, site: Site, rng: Random) -> dict[str, np.ndarray]:
     # hada_w2_b is drawn, too, although it starts at zero, so that a seed gives the same other factors.
     drawn = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
     return {**drawn, "hada_w2_b": np.zeros_like(drawn["hada_w2_b"])}
@@ -125,8 +125,8 @@ def _join(tensors: Tensors) -> Tensors:
     return {**joined, **{f"hada_w{n}_a": np.ascontiguousarray(tensors[f"hada_w{n}_a"].T) for n in (1, 2)}}
 
 
-FIELDS: Mapping[str, Any] = {"r": 8, "alpha": 8}
-CONSTANTS: Mapping[str, Any] = {
+FIELDS: PeftConfig = {"r": 8, "alpha": 8}
+CONSTANTS: PeftConfig = {
     "rank_dropout": 0.0,
     "module_dropout": 0.0,
     "init_weights": True,

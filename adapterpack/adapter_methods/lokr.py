@@ -30,6 +30,7 @@ from . import (
     NonNegativeInt,
     NormalForm,
     Params,
+    PeftConfig,
     PeftContent,
     PeftKeys,
     PeftLayer,
@@ -104,10 +105,6 @@ def _factor(params: Params, name: str) -> Array:
         return params[name]
     left, right = params[f"{name}_a"], params[f"{name}_b"]
     return array_namespace(left, right).matmul(left, right)
-
-
-def _normal_form(cfg: LoKr, params: Params, site: Site) -> NormalForm:
-    return NormalForm(down=Kronecker(cfg.scale * _factor(params, "lokr_w1"), _factor(params, "lokr_w2")))
 
 
 def _kernels(content: PeftContent) -> PeftContent:
@@ -213,7 +210,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     """Reads PEFT's keys. PEFT before 0.14, which wrote no ``rank_dropout_scale``, never applied alpha."""
     if "rank_dropout" in config and "rank_dropout_scale" not in config:
         config = {**config, "alpha": config.get("r", 8), "alpha_pattern": config.get("rank_pattern")}
@@ -233,7 +230,9 @@ lokr = METHODS.register(
         ),
         shapes=_shapes,
         init=zeros(_shapes, lokr_w1_b=kaiming, lokr_w2=kaiming, lokr_w2_a=kaiming, lokr_w2_b=kaiming),
-        normal_form=_normal_form,
+        normal_form=lambda cfg, params, site: NormalForm(
+            down=Kronecker(cfg.scale * _factor(params, "lokr_w1"), _factor(params, "lokr_w2"))
+        ),
         examples=(
             LoKr(r=8),
             LoKr(r=1, alpha=3),

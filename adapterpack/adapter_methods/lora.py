@@ -35,12 +35,15 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftForm,
     PeftKeys,
     PeftLayer,
     PositiveFloat,
+    Random,
     Shapes,
     Site,
+    SiteConfigs,
     Storage,
     Training,
     Traits,
@@ -115,7 +118,7 @@ def _shapes(cfg: LoRA, site: Site) -> Shapes:
     }
 
 
-def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: LoRA, site: Site, rng: Random) -> Arrays:
     init = INITS[cfg.init]
     A, B = init.make(cfg.r, cfg.scale, site, {**init.options, **cfg.init_options}, rng)
     return {"lora_A": A, "lora_B": B, **({"start_A": A.copy(), "start_B": B.copy()} if init.cancels else {})}
@@ -170,7 +173,7 @@ def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     )
 
 
-def spans_groups(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def spans_groups(shapes: Shapes) -> bool:
     """Whether these are the shapes of PEFT's factors at a grouped convolution: B has a share of the rank for
     each group, and A reads all inputs.
     """
@@ -205,7 +208,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+def _to_peft(sites: SiteConfigs) -> PeftConfig:
     """Returns PEFT's keys. PEFT has one ``use_rslora`` for all sites, so a site with another value gets the
     alpha that gives it the same scale.
     """
@@ -218,7 +221,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return _KEYS.to_config(same)
 
 
-def is_lora(config: Mapping[str, Any], *marks: str) -> bool:
+def is_lora(config: PeftConfig, *marks: str) -> bool:
     """Whether a PEFT config is of the type ``LORA`` with just these keys that mark other methods."""
     return config.get("peft_type") == "LORA" and [key for key in OTHERS if config.get(key)] == [*marks]
 
@@ -260,11 +263,11 @@ def derive_form(
     own hyper-parameters from the key's value. The other ``changes`` are fields of :class:`PeftForm`.
     """
 
-    def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+    def to_config(sites: SiteConfigs) -> PeftConfig | None:
         value, *other_values = map(write, sites.values())
         return {**_to_peft(sites), key: value} if all(other == value for other in other_values) else None
 
-    def from_config(config: Mapping[str, Any]) -> LoRA:
+    def from_config(config: PeftConfig) -> LoRA:
         plain = _KEYS.from_config(config)
         own = {field.name: getattr(plain, field.name) for field in fields(LoRA)}
         return kind(**own, **read(config.get(key)))

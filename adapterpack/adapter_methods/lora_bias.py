@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import LINEAR, METHODS, TRANSPOSED, Arrays, NormalForm, Params, Shapes, Site, as_kernels
+from . import LINEAR, METHODS, TRANSPOSED, Arrays, NormalForm, Params, Site, as_kernels
 from .lora import CONVOLUTION, SPANNING, LoRA, derive_form, lora
 
 _BIAS = "lora_B_bias"
@@ -26,14 +26,6 @@ class LoRABias(LoRA):
         >>> LoRABias(r=8, alpha=16).scale
         2.0
     """
-
-
-def _shapes(cfg: LoRABias, site: Site) -> Shapes:
-    return {**lora.shapes(cfg, site), _BIAS: (site.out_features,)}
-
-
-def _init(cfg: LoRABias, site: Site, rng: np.random.Generator) -> Arrays:
-    return {**lora.init(cfg, site, rng), _BIAS: np.zeros(site.out_features, np.float32)}
 
 
 def _normal_form(cfg: LoRABias, params: Params, site: Site) -> NormalForm:
@@ -54,8 +46,11 @@ lora_bias = METHODS.register(
         formula="y' = W x + b + s (B A x + c)",
         config=LoRABias,
         traits=replace(lora.traits, low_rank=False, layers=(*LINEAR, "conv", "spanning_conv")),
-        shapes=_shapes,
-        init=_init,
+        shapes=lambda cfg, site: {**lora.shapes(cfg, site), _BIAS: (site.out_features,)},
+        init=lambda cfg, site, rng: {
+            **lora.init(cfg, site, rng),
+            _BIAS: np.zeros(site.out_features, np.float32),
+        },
         normal_form=_normal_form,
         examples=(LoRABias(r=3, alpha=5), LoRABias(r=2, use_rslora=True, init="pissa", dropout=0.1)),
         peft=derive_form(

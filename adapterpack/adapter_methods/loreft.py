@@ -30,6 +30,7 @@ from . import (
     Method,
     Params,
     PositiveInt,
+    Random,
     Shapes,
     Site,
     SiteConfig,
@@ -77,7 +78,7 @@ def _shapes(cfg: LoReFT, site: Site) -> Shapes:
     return {"rotation": (r, n), "source": (r, n), "bias": (r,)}
 
 
-def _init(cfg: LoReFT, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: LoReFT, site: Site, rng: Random) -> Arrays:
     V = rng.normal(size=_shapes(cfg, site)["rotation"])
     rotation = orthonormal(V) if cfg.orthogonal else V / math.sqrt(site.out_features)
     return {**zeros(_shapes)(cfg, site, rng), "rotation": rotation.astype(np.float32)}

@@ -10,7 +10,6 @@ all three.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
     RankConfig,
     Shapes,
@@ -63,7 +63,7 @@ def miss_keys(config: type[Any], *fields: str, **constants: Any) -> PeftKeys:
     )
 
 
-def is_miss(config: Mapping[str, Any], variant: str | None) -> bool:
+def is_miss(config: PeftConfig, variant: str | None) -> bool:
     """Whether a PEFT config is MiSS (or Bone, its former name) in that variant; other values of
     ``init_weights`` only say how M started.
     """

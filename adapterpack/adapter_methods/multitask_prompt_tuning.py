@@ -6,13 +6,21 @@ et al. 2023, arXiv 2303.02861, section 3.2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-from . import METHODS, Arrays, Method, NonNegativeInt, Params, PositiveInt, Shapes, Site, Storage, normal
+from . import (
+    METHODS,
+    Arrays,
+    Method,
+    NonNegativeInt,
+    PositiveInt,
+    Random,
+    Shapes,
+    Site,
+    Storage,
+    normal,
+)
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
 from .prompt_tuning import PEFT_INIT, PromptTuning, start
 
@@ -50,30 +58,10 @@ def _shapes(cfg: MultitaskPromptTuning, site: Site) -> Shapes:
     }
 
 
-def _init(cfg: MultitaskPromptTuning, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: MultitaskPromptTuning, site: Site, rng: Random) -> Arrays:
     shapes = _shapes(cfg, site)
     small = {name: normal(rng, shapes[name]) for name in (_COLS, _ROWS)}  # PEFT's
     return {STORED: start(cfg, site, rng), **small}
-
-
-def _normal_form(cfg: MultitaskPromptTuning, params: Params, site: Site) -> PromptForm:
-    return PromptForm(embeds=params[STORED] * (params[_COLS] @ params[_ROWS]), task=cfg.default_task)
-
-
-def _to_peft(cfg: MultitaskPromptTuning) -> dict[str, Any]:
-    return {
-        **PEFT_INIT,
-        "prompt_tuning_init_state_dict_path": None,
-        "prompt_tuning_init_task": 0,
-        "num_ranks": cfg.num_ranks,
-        "num_tasks": cfg.num_tasks,
-    }
-
-
-def _from_peft(config: Mapping[str, Any]) -> MultitaskPromptTuning:
-    return MultitaskPromptTuning(
-        **embedding_fields(config), num_ranks=config.get("num_ranks", 1), num_tasks=config.get("num_tasks", 1)
-    )
 
 
 multitask_prompt_tuning = METHODS.register(
@@ -87,7 +75,9 @@ multitask_prompt_tuning = METHODS.register(
         traits=traits(),
         shapes=_shapes,
         init=_init,
-        normal_form=_normal_form,
+        normal_form=lambda cfg, params, site: PromptForm(
+            embeds=params[STORED] * (params[_COLS] @ params[_ROWS]), task=cfg.default_task
+        ),
         examples=(
             MultitaskPromptTuning(num_virtual_tokens=3),
             MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2),
@@ -95,6 +85,21 @@ multitask_prompt_tuning = METHODS.register(
         storage=Storage(
             expanded_size=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features
         ),
-        peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS)),
+        peft=peft_form(
+            "MULTITASK_PROMPT_TUNING",
+            lambda cfg: {
+                **PEFT_INIT,
+                "prompt_tuning_init_state_dict_path": None,
+                "prompt_tuning_init_task": 0,
+                "num_ranks": cfg.num_ranks,
+                "num_tasks": cfg.num_tasks,
+            },
+            lambda config: MultitaskPromptTuning(
+                **embedding_fields(config),
+                num_ranks=config.get("num_ranks", 1),
+                num_tasks=config.get("num_tasks", 1),
+            ),
+            (STORED, _COLS, _ROWS),
+        ),
     )
 )

@@ -12,7 +12,6 @@ every Q_i is scaled back to a Frobenius norm of at most ``eps / sqrt(r)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +27,16 @@ from . import (
     NonNegativeInt,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
     PeftLayer,
     PositiveFloat,
     Shapes,
     Site,
+    SiteConfigs,
     Storage,
     Traits,
+    Widths,
     array_namespace,
     require_whole,
     zeros,
@@ -115,12 +117,12 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+def _to_peft(sites: SiteConfigs) -> PeftConfig:
     first: OFT = next(iter(sites.values()))
     return {**_KEYS.to_config(sites), "oft_block_size": 0 if first.r else first.block_size}
 
 
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     if "layers_pattern" in config and "use_cayley_neumann" not in config:
         raise Unsupported(
             "the rotations are stored as PEFT stored them before 0.16, which no later PEFT reads",
@@ -131,7 +133,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
     return _KEYS.from_config({**config, "oft_block_size": config.get("oft_block_size") or 32})
 
 
-def _features(params: Params) -> tuple[int | None, int | None]:
+def _features(params: Params) -> Widths:
     count, numbers = params["oft_R"].shape
     size = (1 + math.isqrt(1 + 8 * numbers)) // 2
     return (count * size if count > 1 else None), None  # a single row may be the only block, or shared by all

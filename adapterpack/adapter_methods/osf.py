@@ -28,11 +28,14 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftContent,
     PeftForm,
+    Random,
     Shapes,
     Site,
     SiteConfig,
+    SiteConfigs,
     Storage,
     Traits,
     array_namespace,
@@ -92,7 +95,7 @@ def _parts(cfg: OSF, site: Site) -> Arrays:
     return {"U_high": U[:, :kept], "V_high": V[:kept], "U_0": U[:, kept:], "S_0": S[kept:], "V_0": V[kept:]}
 
 
-def _init(cfg: OSF, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: OSF, site: Site, rng: Random) -> Arrays:
     parts = _parts(cfg, site)
     return {f"osf_{name}": np.ascontiguousarray(parts[f"{name}_0"]) for name in ("U", "S", "V")}
 
@@ -120,7 +123,7 @@ def _apart(trained: Array, kept: Array) -> Array:
     return value + (free - constant(free))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+def _to_peft(sites: SiteConfigs) -> PeftConfig:
     default, others = default_and_pattern(
         {path: cfg.effective_rank for path, cfg in sites.items()}, anchored=True
     )

@@ -9,7 +9,6 @@ Only the result P is packed: the network is needed only for training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,9 @@ from . import (
     Method,
     NonNegativeInt,
     Params,
+    PeftConfig,
+    Random,
+    Shape,
     Shapes,
     Site,
     Storage,
@@ -63,10 +65,10 @@ class PTuning(EmbeddingConfig):
     baked: bool = False
 
 
-def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[tuple[int, ...], int]]:
+def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[Shape, int]]:
     """Returns parameter of the network -> its shape and its fan-in as torch defines it."""
     width, hidden = site.in_features, cfg.encoder_hidden or site.in_features
-    layers: dict[str, tuple[tuple[int, ...], int]] = {}
+    layers: dict[str, tuple[Shape, int]] = {}
     if cfg.encoder == "lstm":
         for layer in range(cfg.encoder_layers):
             entering = width if layer == 0 else 2 * hidden
@@ -91,7 +93,7 @@ def _shapes(cfg: PTuning, site: Site) -> Shapes:
     return {STORED: (cfg.num_virtual_tokens, site.in_features), **network}
 
 
-def _init(cfg: PTuning, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: PTuning, site: Site, rng: Random) -> Arrays:
     start = normal(rng, (cfg.num_virtual_tokens, site.in_features), 1)
     return {
         STORED: start,
@@ -141,20 +143,7 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
     return xp.concat([states[0, ...], xp.flip(states[1, ...], axis=0)], axis=1)
 
 
-def _to_pack(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, Arrays]:
-    return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, params, site).embeds, np.float32)}
-
-
-def _to_peft(cfg: PTuning) -> dict[str, Any]:
-    return {
-        "encoder_reparameterization_type": cfg.encoder.upper(),
-        "encoder_hidden_size": cfg.encoder_hidden or None,
-        "encoder_num_layers": cfg.encoder_layers,
-        "encoder_dropout": 0.0,
-    }
-
-
-def _from_peft(config: Mapping[str, Any]) -> PTuning:
+def _from_peft(config: PeftConfig) -> PTuning:
     encoder: Any = str(config.get("encoder_reparameterization_type") or "MLP").lower()
     return PTuning(
         **embedding_fields(config),
@@ -184,7 +173,22 @@ p_tuning = METHODS.register(
             PTuning(num_virtual_tokens=4, encoder_hidden=5),
             PTuning(num_virtual_tokens=3, encoder="lstm", encoder_hidden=5),
         ),
-        storage=Storage(to_stored=_to_pack),
-        peft=peft_form("P_TUNING", _to_peft, _from_peft, parts=True),
+        storage=Storage(
+            to_stored=lambda cfg, params, site: (
+                replace(cfg, baked=True),
+                {STORED: np.asarray(_normal_form(cfg, params, site).embeds, np.float32)},
+            )
+        ),
+        peft=peft_form(
+            "P_TUNING",
+            lambda cfg: {
+                "encoder_reparameterization_type": cfg.encoder.upper(),
+                "encoder_hidden_size": cfg.encoder_hidden or None,
+                "encoder_num_layers": cfg.encoder_layers,
+                "encoder_dropout": 0.0,
+            },
+            _from_peft,
+            parts=True,
+        ),
     )
 )

@@ -12,9 +12,8 @@ gives another change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
@@ -28,11 +27,14 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
     PositiveInt,
+    Random,
     RankConfig,
     Shapes,
     Site,
+    SiteConfigs,
     Storage,
     Traits,
     kaiming,
@@ -80,7 +82,7 @@ def _shapes(cfg: PEANuT, site: Site) -> Shapes:
     return {"peanut_A": (cfg.r, site.out_features), "peanut_B": (site.out_features, cfg.r), **inner}
 
 
-def _init(cfg: PEANuT, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: PEANuT, site: Site, rng: Random) -> Arrays:
     made = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
     return {**made, "peanut_B": np.zeros_like(made["peanut_B"])}
 
@@ -100,7 +102,7 @@ def _normal_form(cfg: PEANuT, params: Params, site: Site) -> NormalForm:
 _KEYS = PeftKeys(PEANuT, ("r", "depth", "act_fn", "scaling"), {"init_weights": True})
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+def _to_peft(sites: SiteConfigs) -> PeftConfig:
     written = _KEYS.to_config(sites)
     return {**written, "act_fn": _THEIRS.get(written["act_fn"], written["act_fn"])}
 

@@ -18,7 +18,6 @@ themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,8 +35,10 @@ from . import (
     NonNegativeInt,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
     PositiveInt,
+    Random,
     RankConfig,
     Shapes,
     Site,
@@ -85,7 +86,7 @@ def _shapes(cfg: Poly, site: Site) -> Shapes:
     }
 
 
-def _init(cfg: Poly, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: Poly, site: Site, rng: Random) -> Arrays:
     shapes = _shapes(cfg, site)
     splits, skills, narrow, r = shapes["poly_lora_A"]
     A = kaiming(rng, (splits * skills * r, narrow)).reshape(splits, skills, r, narrow).swapaxes(2, 3)
@@ -119,7 +120,7 @@ def _normal_form(cfg: Poly, params: Params, site: Site) -> NormalForm:
 _KEYS = PeftKeys(Poly, ("r", "n_tasks", "n_skills", "n_splits"), {"poly_type": "poly", "init_weights": True})
 
 
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     if (router := config.get("poly_type", "poly")) != "poly":
         raise Unsupported(
             "this PEFT option is not supported: poly_type",

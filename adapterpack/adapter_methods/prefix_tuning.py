@@ -9,13 +9,24 @@ its result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from . import METHODS, Arrays, Method, NonNegativeInt, Params, Shapes, Site, Storage, array_namespace, normal
+from . import (
+    METHODS,
+    Arrays,
+    Method,
+    NonNegativeInt,
+    Params,
+    Random,
+    Shapes,
+    Site,
+    Storage,
+    array_namespace,
+    normal,
+)
 from .forms.prompt import (
     STORED,
     CacheConfig,
@@ -78,7 +89,7 @@ def _shapes(cfg: PrefixTuning, site: Site) -> Shapes:
     }
 
 
-def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: PrefixTuning, site: Site, rng: Random) -> Arrays:
     if cfg.init == "text":
         return {STORED: prefill(cfg, site)}
     shapes = _shapes(cfg, site)
@@ -105,18 +116,6 @@ def _to_pack(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTunin
     return cfg.with_sizes(site, baked=True), {STORED: np.asarray(flat, np.float32)}
 
 
-def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:
-    """Declares that there is no projection; otherwise PEFT would pass the stored keys and values through a
-    fresh one.
-    """
-    return {"prefix_projection": False, "encoder_hidden_size": None, "init_weights": None}
-
-
-def _from_peft(config: Mapping[str, Any]) -> PrefixTuning:
-    """PEFT stores the resulting keys and values, with or without a projection."""
-    return PrefixTuning(**cache_fields(config), baked=True)
-
-
 prefix_tuning = METHODS.register(
     Method(
         name="prefix_tuning",
@@ -137,6 +136,13 @@ prefix_tuning = METHODS.register(
         storage=Storage(
             expanded_size=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_pack
         ),
-        peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False, parts=True),
+        peft=peft_form(
+            "PREFIX_TUNING",
+            # no projection: PEFT would pass the stored keys and values, its result, through a fresh one
+            lambda cfg: {"prefix_projection": False, "encoder_hidden_size": None, "init_weights": None},
+            lambda config: PrefixTuning(**cache_fields(config), baked=True),
+            wide=False,
+            parts=True,
+        ),
     )
 )

@@ -8,13 +8,12 @@ than random ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from . import METHODS, Arrays, Method, Params, Shapes, Site
+from . import METHODS, Method, Random, Site
 from .forms.prompt import (
     STORED,
     EmbeddingConfig,
@@ -41,11 +40,7 @@ class PromptTuning(EmbeddingConfig):
     init: Literal["vocabulary", "random", "text"] = "vocabulary"
 
 
-def _shapes(cfg: PromptTuning, site: Site) -> Shapes:
-    return {STORED: (cfg.num_virtual_tokens, site.in_features)}
-
-
-def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
+def start(cfg: Any, site: Site, rng: Random) -> np.ndarray:
     """Returns initial embeddings ``[n, in]`` according to ``cfg.init``.
 
     Raises:
@@ -60,18 +55,6 @@ def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
     return embed(
         site, repeat(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, words, count).tolist()
     )
-
-
-def _init(cfg: PromptTuning, site: Site, rng: np.random.Generator) -> Arrays:
-    return {STORED: start(cfg, site, rng)}
-
-
-def _normal_form(cfg: PromptTuning, params: Params, site: Site) -> PromptForm:
-    return PromptForm(embeds=params[STORED])
-
-
-def _from_peft(config: Mapping[str, Any]) -> PromptTuning:
-    return PromptTuning(**embedding_fields(config))
 
 
 PEFT_INIT = {
@@ -91,14 +74,19 @@ prompt_tuning = METHODS.register(
         kind="prompt",
         config=PromptTuning,
         traits=traits(),
-        shapes=_shapes,
-        init=_init,
-        normal_form=_normal_form,
+        shapes=lambda cfg, site: {STORED: (cfg.num_virtual_tokens, site.in_features)},
+        init=lambda cfg, site, rng: {STORED: start(cfg, site, rng)},
+        normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED]),
         examples=(
             PromptTuning(num_virtual_tokens=3),
             PromptTuning(num_virtual_tokens=1, init="random"),
             PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7)),
         ),
-        peft=peft_form("PROMPT_TUNING", lambda cfg: dict(PEFT_INIT), _from_peft, parts=True),
+        peft=peft_form(
+            "PROMPT_TUNING",
+            lambda cfg: dict(PEFT_INIT),
+            lambda config: PromptTuning(**embedding_fields(config)),
+            parts=True,
+        ),
     )
 )

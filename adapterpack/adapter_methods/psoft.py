@@ -22,7 +22,6 @@ diag(s), and so is the generator of a rotation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -42,7 +41,9 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
+    Random,
     RankConfig,
     Seed,
     Shapes,
@@ -97,7 +98,7 @@ def _shapes(cfg: PSOFT, site: Site) -> Shapes:
     return {"psoft_R": (r * (r - 1) // 2,) if cfg.orth else (r, r), **vectors}
 
 
-def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: PSOFT, site: Site, rng: Random) -> Arrays:
     made = {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
     return {
         **made,
@@ -213,11 +214,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, PSOFT]) -> dict[str, Any]:
-    return {**_KEYS.to_config(sites), "psoft_alpha": next(iter(sites.values())).r}
-
-
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     alpha = config.get("psoft_alpha", 32)
     # the root of a negative alpha is NaN; a positive alpha cancels out
     if not is_number(alpha) or alpha <= 0:
@@ -263,7 +260,7 @@ psoft = METHODS.register(
                 "vector_a": "psoft_R.vector_a",
                 "vector_b": "psoft_R.vector_b",
             },
-            to_config=_to_peft,
+            to_config=lambda sites: {**_KEYS.to_config(sites), "psoft_alpha": next(iter(sites.values())).r},
             from_config=_from_peft,
             to_peft_with_base=_change_frame,
             overrides={"from_peft_with_base": _change_frame},

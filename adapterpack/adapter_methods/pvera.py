@@ -10,11 +10,8 @@ only matters in training. The frozen A and B are drawn as in VeRA, with the numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..errors import Unsupported
 from . import (
@@ -25,11 +22,11 @@ from . import (
     SHARES_A_PART,
     TRANSPOSED,
     Array,
-    Arrays,
     Dense,
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftKeys,
     Scaled,
     Shapes,
@@ -77,10 +74,6 @@ def _shapes(cfg: PVeRA, site: Site) -> Shapes:
     return {"pvera_lambda_b": (site.out_features,), "pvera_lambda_d": (2 * cfg.r,)}
 
 
-def _init(cfg: PVeRA, site: Site, rng: np.random.Generator) -> Arrays:
-    return zeros(_shapes, pvera_lambda_d=cfg.d_initial)(cfg, site, rng)
-
-
 def _normal_form(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
     A, B = params["pvera_A"][: cfg.r, : site.in_features], params["pvera_B"][: site.out_features]
     return NormalForm(
@@ -109,7 +102,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     if config.get("sample_at_inference"):
         raise Unsupported(
             "this adapter gives another output at every call, drawn at random",
@@ -138,7 +131,7 @@ pvera = METHODS.register(
             layers=LINEAR,
         ),
         shapes=_shapes,
-        init=_init,
+        init=lambda cfg, site, rng: zeros(_shapes, pvera_lambda_d=cfg.d_initial)(cfg, site, rng),
         normal_form=_normal_form,
         examples=(
             PVeRA(r=3, sample=False),

@@ -32,6 +32,8 @@ from . import (
     Params,
     PeftKeys,
     PositiveInt,
+    Random,
+    Shape,
     Shapes,
     Site,
     Traits,
@@ -74,7 +76,7 @@ def _sizes(cfg: RandLoRA, wide: int, tall: int) -> tuple[int, int, int]:
     return narrow, max(wide, tall), -(-narrow // cfg.r)
 
 
-def _pair_shapes(cfg: Any) -> tuple[tuple[int, ...], ...]:
+def _pair_shapes(cfg: Any) -> tuple[Shape, ...]:
     narrow, wide, bases = _sizes(cfg, cfg.width, cfg.height)
     return (cfg.r, 1, narrow), (wide, bases, cfg.r)
 
@@ -130,7 +132,7 @@ def _shapes(cfg: RandLoRA, site: Site) -> Shapes:
     return {"randlora_lambda": (cfg.r, bases), "randlora_gamma": (bases, narrow)}
 
 
-def _init(cfg: RandLoRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: RandLoRA, site: Site, rng: Random) -> Arrays:
     gamma = _shapes(cfg, site)["randlora_gamma"]
     return zeros(_shapes, randlora_gamma=1 / max(gamma))(cfg, site, rng)
 

@@ -23,6 +23,7 @@ from . import (
     PeftContent,
     PeftKeys,
     PositiveInt,
+    Random,
     Seed,
     Shapes,
     Site,
@@ -71,7 +72,7 @@ def _shapes(cfg: SHiRA, site: Site) -> Shapes:
     return {**values, "shira_indices": (2, _count(cfg, site))} if cfg.random_seed is None else dict(values)
 
 
-def _init(cfg: SHiRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: SHiRA, site: Site, rng: Random) -> Arrays:
     values = {"shira_weight": np.zeros(_count(cfg, site), np.float32)}
     if cfg.random_seed is not None:
         return values
@@ -84,12 +85,6 @@ def _constants(cfg: SHiRA, site: Site) -> Arrays:
         return {}
     require_widths(site)
     return {"shira_indices": _mask(cfg.random_seed, site.out_features, site.in_features, _count(cfg, site))}
-
-
-def _normal_form(cfg: SHiRA, params: Params, site: Site) -> NormalForm:
-    return NormalForm(
-        down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features))
-    )
 
 
 def _require(cfg: SHiRA, params: Params, site: Site) -> None:
@@ -122,7 +117,11 @@ shira = METHODS.register(
         ),
         shapes=_shapes,
         init=_init,
-        normal_form=_normal_form,
+        normal_form=lambda cfg, params, site: NormalForm(
+            down=Sparse(
+                params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)
+            )
+        ),
         examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
         storage=Storage(constants=_constants, require=_require),
         peft=_KEYS.form(

@@ -11,9 +11,8 @@ in 16 bits. Dropout acts on the entire change; in PEFT it acts on ``B A`` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
@@ -31,6 +30,7 @@ from . import (
     PeftContent,
     PeftKeys,
     PositiveInt,
+    Random,
     Shapes,
     Site,
     SiteConfig,
@@ -95,7 +95,7 @@ def _shapes(cfg: SuperTuning, site: Site) -> Shapes:
     return {**sparse, **factors}
 
 
-def _init(cfg: SuperTuning, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: SuperTuning, site: Site, rng: Random) -> Arrays:
     sizes = np.abs(np.asarray(site.weight)).reshape(-1)
     order = np.argsort(-sizes if cfg.select_top else sizes, kind="stable")
     made = zeros(_shapes, supertuning_lora_A=kaiming)(cfg, site, rng)
@@ -127,10 +127,6 @@ _KEYS = PeftKeys(
     {"init_weights": True, "save_precomputed_indices": True},
     renamed={"alpha": "lora_alpha", "dropout": "lora_dropout"},
 )
-
-
-def _from_peft(config: Mapping[str, Any]) -> Any:
-    return _KEYS.from_config(config if config.get("r") is not None else {**config, "lora_dropout": 0.0})
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
@@ -171,7 +167,9 @@ supertuning = METHODS.register(
                 "supertuning_lora_A": "supertuning_lora_A.weight",
                 "supertuning_lora_B": "supertuning_lora_B.weight",
             },
-            from_config=_from_peft,
+            from_config=lambda config: _KEYS.from_config(
+                config if config.get("r") is not None else {**config, "lora_dropout": 0.0}
+            ),
             features=lambda params: (
                 (params["supertuning_lora_A"].shape[1], params["supertuning_lora_B"].shape[0])
                 if "supertuning_lora_A" in params

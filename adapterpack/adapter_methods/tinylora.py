@@ -29,7 +29,6 @@ from . import (
     Arrays,
     Chain,
     Dense,
-    Factorise,
     Method,
     NormalForm,
     Params,
@@ -43,7 +42,6 @@ from . import (
     Shared,
     Site,
     Storage,
-    Tensors,
     Traits,
     array_namespace,
     pattern_of,
@@ -153,21 +151,6 @@ _KEYS = PeftKeys(
 )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-    return _KEYS.to_config(sites) if next(iter(sites.values())).save_factors else None
-
-
-def _add_factors(cfg: TinyLoRA, params: Tensors, site: Site, factorise: Factorise) -> tuple[TinyLoRA, Arrays]:
-    """Adds A and B to the parameters: PEFT uses the factors of its file whatever signs it would have
-    computed.
-    """
-    return replace(cfg, save_factors=True), {**_factors(cfg, site), **params}
-
-
-def _from_peft(config: Mapping[str, Any]) -> Any:
-    return replace(_KEYS.from_config(config), save_factors=True)
-
-
 def _from_peft_file(content: PeftContent) -> PeftContent:
     """Determines the sites' numbers from the P that PEFT's file stores for each."""
     cfg, count = content.config, len(content.sites)
@@ -241,14 +224,20 @@ tinylora = METHODS.register(
             peft_type="TINYLORA",
             suffixes=("tinylora_A", "tinylora_B", "tinylora_P"),
             layers={"table": PeftLayer(), **TRANSPOSED},
-            to_config=_to_peft,
-            from_config=_from_peft,
+            to_config=lambda sites: (
+                _KEYS.to_config(sites) if next(iter(sites.values())).save_factors else None
+            ),
+            from_config=lambda config: replace(_KEYS.from_config(config), save_factors=True),
             features=lambda params: (
                 (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None)
             ),
             shared={"tinylora_v": "base_model.tinylora_v"},
             from_peft_file=_from_peft_file,
-            to_peft_with_base=_add_factors,
+            # adds A and B: PEFT uses the factors of its file whatever signs it would have computed
+            to_peft_with_base=lambda cfg, params, site, factorise: (
+                replace(cfg, save_factors=True),
+                {**_factors(cfg, site), **params},
+            ),
         ),
     )
 )

@@ -30,7 +30,7 @@ from . import (
     PeftForm,
     PeftLayer,
     PeftSecondary,
-    Shapes,
+    Random,
     Site,
     Storage,
     Traits,
@@ -62,11 +62,7 @@ class TrainableTokens(NoBranch):
             raise ValueError(f"token_indices must not name a token twice: {self.token_indices!r}")
 
 
-def _shapes(cfg: TrainableTokens, site: Site) -> Shapes:
-    return {"trainable_tokens_delta": (len(cfg.token_indices), site.in_features)}
-
-
-def _init(cfg: TrainableTokens, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: TrainableTokens, site: Site, rng: Random) -> Arrays:
     if not cfg.token_indices:
         raise ConfigError(
             "no token is named whose row is to be trained",
@@ -166,10 +162,6 @@ def _append_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray 
     return appended if new else None
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    return {"token_indices": list(next(iter(sites.values())).token_indices), "init_weights": True}
-
-
 def _from_secondary(value: Any, path: str) -> TrainableTokens:
     """Returns the tokens of one embedding from the config of another method: a list for the only embedding,
     or a map from the ends of paths to lists.
@@ -222,7 +214,7 @@ trainable_tokens = METHODS.register(
             quantizable=False,
             layers=("table", "linear"),
         ),
-        shapes=_shapes,
+        shapes=lambda cfg, site: {"trainable_tokens_delta": (len(cfg.token_indices), site.in_features)},
         init=_init,
         normal_form=_normal_form,
         examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
@@ -239,7 +231,10 @@ trainable_tokens = METHODS.register(
         peft=PeftForm(
             peft_type="TRAINABLE_TOKENS",
             suffixes={"trainable_tokens_delta": "trainable_tokens_delta"},
-            to_config=_to_peft,
+            to_config=lambda sites: {
+                "token_indices": list(next(iter(sites.values())).token_indices),
+                "init_weights": True,
+            },
             from_config=lambda config: TrainableTokens(
                 token_indices=tuple(config.get("token_indices") or ())
             ),

@@ -32,9 +32,11 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PeftConfig,
     PeftContent,
     PeftKeys,
     PositiveInt,
+    Random,
     RankConfig,
     Seed,
     Shared,
@@ -141,7 +143,7 @@ def _normal_form(cfg: UniLoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(xp.reshape(down, (cfg.r, -1))), up=Dense(xp.reshape(up, (-1, cfg.r))))
 
 
-def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
+def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: Random) -> Arrays:
     bound = cfg.init_theta_d_bound
     return {"unilora_theta_d": rng.uniform(-bound, bound, cfg.theta_d_length).astype(np.float32)}
 
@@ -154,7 +156,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _from_peft(config: Mapping[str, Any]) -> Any:
+def _from_peft(config: PeftConfig) -> Any:
     targets = config.get("target_modules")
     if isinstance(targets, str) and re.fullmatch(
         r"[A-Za-z0-9_.-]+", targets

@@ -31,6 +31,7 @@ from . import (
     Params,
     PeftKeys,
     PositiveInt,
+    Random,
     RankConfig,
     Shapes,
     Shared,
@@ -88,7 +89,7 @@ def _shapes(cfg: VBLoRA, site: Site) -> Shapes:
     }
 
 
-def _init(cfg: VBLoRA, site: Site, rng: np.random.Generator) -> Arrays:
+def _init(cfg: VBLoRA, site: Site, rng: Random) -> Arrays:
     if cfg.save_only_topk_weights:
         raise Unsupported(
             "weights of the best vectors alone cannot be trained",
@@ -101,7 +102,7 @@ def _init(cfg: VBLoRA, site: Site, rng: np.random.Generator) -> Arrays:
     }
 
 
-def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
+def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: Random) -> Arrays:
     bound = cfg.init_vector_bank_bound
     return {
         "vblora_vector_bank": rng.uniform(-bound, bound, (cfg.num_vectors, cfg.vector_length)).astype(

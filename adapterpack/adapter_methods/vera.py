@@ -24,7 +24,6 @@ from . import (
     NO_EXTRAS,
     SHARES_A_PART,
     TRANSPOSED,
-    Arrays,
     Dense,
     FiniteFloat,
     Method,
@@ -91,10 +90,6 @@ def _shapes(cfg: VeRA, site: Site) -> Shapes:
     return {"vera_lambda_b": (site.out_features,), "vera_lambda_d": (cfg.r,)}
 
 
-def _init(cfg: VeRA, site: Site, rng: np.random.Generator) -> Arrays:
-    return zeros(_shapes, vera_lambda_d=cfg.d_initial)(cfg, site, rng)
-
-
 def _normal_form(cfg: VeRA, params: Params, site: Site) -> NormalForm:
     A, B = params["vera_A"][:, : site.in_features], params["vera_B"][: site.out_features]
     return NormalForm(down=Dense(A), up=Scaled(B, params["vera_lambda_b"], params["vera_lambda_d"]))
@@ -121,7 +116,7 @@ vera = METHODS.register(
             layers=MATRICES,
         ),
         shapes=_shapes,
-        init=_init,
+        init=lambda cfg, site, rng: zeros(_shapes, vera_lambda_d=cfg.d_initial)(cfg, site, rng),
         normal_form=_normal_form,
         examples=(VeRA(r=3), VeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1)),
         storage=_PROJECTION.storage,

@@ -181,7 +181,17 @@ class Audit(Shown):
             "rows_examined": site.rows,
             "sampled": site.rows < site.shape[0],
             "approximation": _number(site.approximation),
-            "spectra": [_spectrum(S) for S in site.spectra],
+            "spectra": [
+                {
+                    "rank": len(S),
+                    "effective_rank": _number(effective_rank(S)),
+                    "stable_rank": _number(stable_rank(S)),
+                    "rank_99": Cut(energy=0.99).kept(S),
+                    "energy": _number(energy_of(S)),
+                    "values": _list(S),
+                }
+                for S in site.spectra
+            ],
             **self._figures(site.measures),
         }
 
@@ -219,17 +229,6 @@ class Audit(Shown):
                 for loss in [sums.loss("", dtype)]
             },
         }
-
-
-def _spectrum(S: np.ndarray) -> dict[str, Any]:
-    return {
-        "rank": len(S),
-        "effective_rank": _number(effective_rank(S)),
-        "stable_rank": _number(stable_rank(S)),
-        "rank_99": Cut(energy=0.99).kept(S),
-        "energy": _number(energy_of(S)),
-        "values": _list(S),
-    }
 
 
 def _list(values: Sequence[Any] | np.ndarray) -> list[Any]:

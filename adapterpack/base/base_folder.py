@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import FormatError, Unsupported, storage_errors
 from ..io import Identity, copy_file, identity, open_inside, read_at_most, resolved_inside, strict_json
-from .renamings import is_known
+from .renamings import Config, is_known
 
 CONFIG = "config.json"
 MAX_JSON = 64 << 20
@@ -147,7 +147,7 @@ def named_values(value: Any) -> Iterator[tuple[str, Any]]:
         yield from holder.items()
 
 
-def objects(value: Any) -> Iterator[Mapping[str, Any]]:
+def objects(value: Any) -> Iterator[Config]:
     """Yields every object at any depth, including the value itself."""
     inner: Iterable[Any] = ()
     if isinstance(value, Mapping):
@@ -174,7 +174,7 @@ def without_code(value: Any) -> Any:
     return {key: without_code(item) for key, item in value.items() if not _is_unread(key, value)}
 
 
-def _is_unread(key: str, holder: Mapping[str, Any]) -> bool:
+def _is_unread(key: str, holder: Config) -> bool:
     """Whether a key names code that never runs: transformers prefers its own class, unless
     ``trust_remote_code`` is set, which this package never does.
     """

@@ -144,7 +144,15 @@ def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[BaseVaria
     by_structure = (
         None
         if by_bytes or equal["structure"]
-        else next((variant for variant in variants if _equal_structure_alone(variant.digests, actual)), None)
+        else next(
+            (
+                variant
+                for variant in variants
+                if _equal_bytes(variant.digests, actual) is None
+                and _equal(variant.digests.structure, actual.structure)
+            ),
+            None,
+        )
     )
     evidence = Evidence(
         **equal, variant=by_bytes or by_structure, structure_alone=by_structure is not None, named=any(wanted)
@@ -159,11 +167,6 @@ def _equal_bytes(wanted: Fingerprint, actual: Fingerprint) -> bool | None:
     """Whether every byte is equal: by ``content``, else by ``files``, whose difference proves nothing."""
     content, files = _equal(wanted.content, actual.content), _equal(wanted.files, actual.files)
     return content if content is not None else files or None
-
-
-def _equal_structure_alone(wanted: Fingerprint, actual: Fingerprint) -> bool:
-    """Whether the structure is equal and nothing is known about the bytes."""
-    return _equal_bytes(wanted, actual) is None and bool(_equal(wanted.structure, actual.structure))
 
 
 def _equal(one: str | None, other: str | None) -> bool | None:

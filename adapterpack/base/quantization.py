@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import Unsupported
 from .checkpoint import Checkpoint
+from .renamings import Config
 
 
 class Scheme(NamedTuple):
@@ -37,11 +37,16 @@ def scheme(base: Checkpoint) -> str | None:
         'awq'
     """
     return read_quantization(base.config) or next(
-        (row.name for row in SCHEMES if all(_occurs(base, ending) for ending in row.endings)), None
+        (
+            row.name
+            for row in SCHEMES
+            if all(any(name.endswith(ending) for name in base.stored) for ending in row.endings)
+        ),
+        None,
     )
 
 
-def read_quantization(config: Mapping[str, Any]) -> str | None:
+def read_quantization(config: Config) -> str | None:
     """Returns the method in ``quantization_config`` of a model's config or of its text part, or None.
 
     Example:
@@ -61,7 +66,7 @@ def read_quantization(config: Mapping[str, Any]) -> str | None:
     return next((row.name for row in SCHEMES if any(settings.get(key) for key in row.keys)), "unnamed")
 
 
-def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def settings(config: Config) -> Config:
     """Returns ``quantization_config`` of a model's config or of its text part; empty if there is none.
 
     Example:
@@ -71,7 +76,7 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _settings(config) or {}
 
 
-def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _settings(config: Config) -> Config | None:
     """Returns ``quantization_config``, or None."""
     for part in (config, config.get("text_config")):
         settings = part.get("quantization_config") if isinstance(part, dict) else None
@@ -95,8 +100,3 @@ def require_plain(base: Checkpoint) -> None:
             remedy="dequantize it first: merge into the original checkpoint and quantize the result, or "
             "keep the adapter unmerged",
         )
-
-
-def _occurs(base: Checkpoint, ending: str) -> bool:
-    """Whether a tensor's name has the ending."""
-    return any(name.endswith(ending) for name in base.stored)

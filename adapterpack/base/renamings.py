@@ -20,6 +20,8 @@ from typing import Any
 
 from ..resources import resource
 
+Config = Mapping[str, Any]
+"""The contents of a model's ``config.json``, or of a part of it."""
 Step = Callable[[str], str]
 """Renames a name, or returns it unchanged."""
 
@@ -72,7 +74,7 @@ def in_memory(name: str, steps: Iterable[Step]) -> str:
     return name
 
 
-def renamings_of(config: Mapping[str, Any], architecture: str | None) -> tuple[Renaming, ...]:
+def renamings_of(config: Config, architecture: str | None) -> tuple[Renaming, ...]:
     """Returns the steps for a checkpoint with that configuration, saved from the class ``architecture``;
     empty if transformers renames nothing, or the model is unknown.
 

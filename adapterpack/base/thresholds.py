@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-Config = Mapping[str, Any]
-"""The contents of ``config.json``, or ``to_dict`` of a transformers config, which includes defaults."""
+from .renamings import Config
+
 _Rule = Callable[[Config], int | None]
 
 
@@ -95,10 +95,6 @@ def _chunks(config: Config) -> bool:
     return kinds is None or "chunked_attention" in kinds
 
 
-def _has_local_layers(config: Config) -> bool:
-    return "local" in str([config.get("attention_types"), config.get("attention_layers")])
-
-
 def _both_sides(config: Config) -> int | None:
     """Returns the threshold of a window that extends to both sides."""
     width = _number(config, "local_attention")
@@ -126,11 +122,6 @@ def _temperature(config: Config) -> int | None:
     return scale - 1 if scale is not None and config.get("attn_temperature_tuning") else None
 
 
-def _delta_rule(config: Config) -> int | None:
-    """Returns how many tokens transformers' code takes at a time in layers of the delta rule."""
-    return _DELTA_CHUNK if "linear_attention" in (_kinds(config) or ()) else None
-
-
 _DELTA_CHUNK = 64
 """The default of transformers' functions; no configuration names it."""
 ENDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
@@ -144,7 +135,10 @@ _RULES: Mapping[str, _Rule] = {
     "sliding_window_size": _plain("sliding_window_size"),
     "attention_window_size": _plain("attention_window_size"),
     "attention_chunk_size": _plain("attention_chunk_size", _chunks),
-    "window_size": _plain("window_size", _has_local_layers),
+    "window_size": _plain(
+        "window_size",
+        lambda config: "local" in str([config.get("attention_types"), config.get("attention_layers")]),
+    ),
     "local_attention": _both_sides,
     "attention_window": _longformer,
     "block_size": _sparse_blocks,
@@ -153,7 +147,10 @@ _RULES: Mapping[str, _Rule] = {
     "relative_attention_max_distance": _plain("relative_attention_max_distance"),
     "position_buckets": _plain("position_buckets"),
     "floor_scale": _temperature,
-    "linear_key_head_dim": _delta_rule,
+    # how many tokens transformers' code takes at a time in layers of the delta rule
+    "linear_key_head_dim": lambda config: (
+        _DELTA_CHUNK if "linear_attention" in (_kinds(config) or ()) else None
+    ),
     **{field: _plain(field) for field in (*_SCANS, *_EXPERTS, *ENDS)},
 }
 """Maps a field to the longest row that it has no influence on, if it influences longer ones."""

@@ -13,7 +13,7 @@ from ..errors import ConfigError, NothingToDo, Unsupported
 from ..pack import Pack, match_layers, named_on, weights_of
 from ..pack.on_base import move_paths
 from ..paths import StrPath
-from .rules.rule import Rule
+from .rules.rule import Arguments, Rule
 
 BySite = Mapping[str, Mapping[str, Sequence[float]]]
 """Site -> ``weight``, or a parameter that packs may have for themselves -> a number for each pack."""
@@ -41,7 +41,7 @@ def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None, unit:
     return weights_of(packs, weights, 1.0 if unit else 1 / len(packs))
 
 
-def check_by_site(by_site: BySite, packs: Sequence[Pack], rule: Rule, arguments: Mapping[str, Any]) -> None:
+def check_by_site(by_site: BySite, packs: Sequence[Pack], rule: Rule, arguments: Arguments) -> None:
     """Checks the values that packs have at single sites.
 
     Raises:

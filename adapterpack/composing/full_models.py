@@ -42,7 +42,7 @@ from ..merging.checkpoint.stream import create_files
 from ..paths import StrPath
 from .mergekit_file import MergekitFile, TensorValues, layers_of
 from .rules.entries import Coordinates
-from .rules.rule import RULES, Rule
+from .rules.rule import RULES, Arguments, Rule
 
 RECORD = "adapterpack.compose.json"
 """The file in the merged checkpoint that says what it was made of."""
@@ -138,7 +138,10 @@ def merge_models(
 
     def write(place: tuple[TensorInfo, str]) -> bool:
         info, shard = place
-        stored = {name: _rows_of(model, info.name) for name, model in models.items()}
+        stored = {
+            name: StoredRows(model.source(info.name).path, model.stored[info.name])
+            for name, model in models.items()
+        }
         own, merges = stored[donor_name], donor.stored[info.name].dtype in FLOATS
         blocks: Iterator[tuple[slice, np.ndarray]]
         if merges:
@@ -181,7 +184,7 @@ def merge_models(
 
 def _merge_rows(
     rule: Rule,
-    arguments: Mapping[str, Any],
+    arguments: Arguments,
     names: Sequence[str],
     models: Sequence[StoredRows],
     base: StoredRows | None,
@@ -213,7 +216,7 @@ def _merge_rows(
         yield rows, change if base is None else base.read(rows) + change
 
 
-def _coefficients(rule: Rule, arguments: Mapping[str, Any], view: Coordinates) -> np.ndarray:
+def _coefficients(rule: Rule, arguments: Arguments, view: Coordinates) -> np.ndarray:
     """Returns the factors ``[L, T]`` of a rule that is a sum, of the whole tensor or of each of its lines."""
     weights = [term.weight for term in view.terms]
     if rule.coefficients is not None:
@@ -234,7 +237,7 @@ def _coefficients(rule: Rule, arguments: Mapping[str, Any], view: Coordinates) -
     return rule.mix(products, weights, **arguments)
 
 
-def _lines(arguments: Mapping[str, Any], shape: tuple[int, int]) -> str:
+def _lines(arguments: Arguments, shape: tuple[int, int]) -> str:
     """Returns what a rule looks at by itself: the tensor, each row or each column; a vector has one row."""
     per = str(arguments.get("per", "tensor"))
     return "row" if per == "column" and shape[0] == 1 else per
@@ -255,10 +258,6 @@ def _sum(view: Coordinates, factors: np.ndarray, per: str) -> Iterator[tuple[sli
             rows,
             np.einsum("btn,tbn->bn", np.broadcast_to(lines, (*block.shape[1::-1], block.shape[2])), block),
         )
-
-
-def _rows_of(model: Checkpoint, name: str) -> StoredRows:
-    return StoredRows(model.source(name).path, model.stored[name])
 
 
 def _require_alike(model: Checkpoint, donor: Checkpoint) -> None:
@@ -289,9 +288,7 @@ def _shards(donor: Checkpoint, dtype: str | None) -> list[Shard]:
     return shards
 
 
-def _record(
-    file: MergekitFile, models: Mapping[str, Checkpoint], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
+def _record(file: MergekitFile, models: Mapping[str, Checkpoint], arguments: Arguments) -> dict[str, Any]:
     merged = [{**_source(models[model.name]), "settings": dict(model.settings)} for model in file.models]
     base = None if file.base is None else _source(models[file.base.name])
     settings = [dict(settings) for settings in file.settings]

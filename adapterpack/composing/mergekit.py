@@ -14,6 +14,7 @@ from ..errors import Unsupported, printable
 from ..io import output_file
 from ..paths import StrPath
 from .recipe import CompositionRecipe
+from .rules.rule import Arguments
 
 
 class MergekitMethod(NamedTuple):
@@ -25,21 +26,19 @@ class MergekitMethod(NamedTuple):
     """
 
     method: str
-    per_model: Callable[[float, Mapping[str, Any]], dict[str, Any]] = lambda weight, params: {
-        "weight": weight
-    }
-    common: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda params: {
+    per_model: Callable[[float, Arguments], dict[str, Any]] = lambda weight, params: {"weight": weight}
+    common: Callable[[Arguments], dict[str, Any]] = lambda params: {
         "normalize": False,
         "lambda": 1.0,
     }
-    mismatch: Callable[[Sequence[float], Mapping[str, Any]], str] = lambda weights, params: ""
+    mismatch: Callable[[Sequence[float], Arguments], str] = lambda weights, params: ""
 
 
-def _positive(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+def _positive(weights: Sequence[float], params: Arguments) -> str:
     return "" if min(weights) > 0 else "mergekit divides by the sum of the weights, not of their sizes"
 
 
-def _trims_alone(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+def _trims_alone(weights: Sequence[float], params: Arguments) -> str:
     if params.get("gamma") == 0:
         return "with gamma 0 mergekit makes every change zero"
     if params.get("scope") != "tensor":
@@ -47,34 +46,26 @@ def _trims_alone(weights: Sequence[float], params: Mapping[str, Any]) -> str:
     return ""
 
 
-def _measures_alone(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+def _measures_alone(weights: Sequence[float], params: Arguments) -> str:
     alone = params.get("scope", "tensor") == params.get("per", "tensor") == "tensor"
     return "" if alone else "mergekit measures each tensor for itself"
 
 
-def _even(weights: Sequence[float], params: Mapping[str, Any]) -> str:
-    return "" if len(set(weights)) == 1 and weights[0] > 0 else "mergekit's model_stock has no weights"
-
-
-def _of_cosines(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+def _of_cosines(weights: Sequence[float], params: Arguments) -> str:
     same = params.get("mean") == "cosine"
     return "" if same else "mergekit takes the mean of the cosines; compose with --param mean=cosine"
 
 
-def _two(weights: Sequence[float], params: Mapping[str, Any]) -> str:
-    return "" if len(weights) == 2 else "mergekit's nuslerp takes two models"
-
-
-def _first(*reasons: Callable[[Sequence[float], Mapping[str, Any]], str]) -> Callable[..., str]:
+def _first(*reasons: Callable[[Sequence[float], Arguments], str]) -> Callable[..., str]:
     """Returns a function that returns the first reason of several."""
     return lambda weights, params: next(filter(None, (reason(weights, params) for reason in reasons)), "")
 
 
-def _voted(weight: float, params: Mapping[str, Any]) -> dict[str, Any]:
+def _voted(weight: float, params: Arguments) -> dict[str, Any]:
     return {"weight": weight, **{name: params[name] for name in ("density", "gamma") if name in params}}
 
 
-def _scaled(params: Mapping[str, Any]) -> dict[str, Any]:
+def _scaled(params: Arguments) -> dict[str, Any]:
     return {"normalize": bool(params.get("normalize", False)), "lambda": float(params.get("lam", 1.0))}
 
 
@@ -91,13 +82,23 @@ MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
     "slerp": MergekitMethod(
         "nuslerp",
         common=lambda params: {"nuslerp_flatten": True},
-        mismatch=_first(_measures_alone, _two, _positive),
+        mismatch=_first(
+            _measures_alone,
+            lambda weights, params: "" if len(weights) == 2 else "mergekit's nuslerp takes two models",
+            _positive,
+        ),
     ),
     "model_stock": MergekitMethod(
         "model_stock",
         lambda weight, params: {},
         lambda params: {"filter_wise": False},
-        _first(_measures_alone, _even, _of_cosines),
+        _first(
+            _measures_alone,
+            lambda weights, params: (
+                "" if len(set(weights)) == 1 and weights[0] > 0 else "mergekit's model_stock has no weights"
+            ),
+            _of_cosines,
+        ),
     ),
 }
 """Rule -> mergekit's method with the same formula."""

@@ -29,6 +29,9 @@ _LAYER = re.compile(r"(.*?)\.([0-9]+)\.")
 _FOLD = "fold each with adapterpack merge, and name the merged checkpoints instead"
 
 
+Settings = Mapping[str, Any]
+
+
 class MergeMethod(msgspec.Struct, frozen=True):
     """A method of mergekit, as ``mergekit.toml`` describes it."""
 
@@ -100,7 +103,7 @@ class MergekitFile(NamedTuple):
     models: tuple[Model, ...]
     base: Model | None
     donor: Model
-    settings: tuple[Mapping[str, Any], ...]
+    settings: tuple[Settings, ...]
     rule: str
     params: dict[str, Any]
     shared: dict[str, Any]
@@ -362,9 +365,9 @@ def read(path: Path) -> MergekitFile:
     )
 
 
-def _entries(file: Mapping[str, Any], path: Path) -> tuple[list[Model], list[Mapping[str, Any]], int | None]:
+def _entries(file: Settings, path: Path) -> tuple[list[Model], list[Settings], int | None]:
     """Returns the models, the settings of a slice or module around them, and how many layers a slice has."""
-    local, inner = list[Mapping[str, Any]](), file
+    local, inner = list[Settings](), file
     if "modules" in file:
         modules = _mapping(file["modules"], path)
         if list(modules) != ["default"]:
@@ -444,10 +447,10 @@ def _acting_models(
 
 
 def _notes(
-    file: Mapping[str, Any],
+    file: Settings,
     method: MergeMethod,
     models: Sequence[Model],
-    settings: Sequence[Mapping[str, Any]],
+    settings: Sequence[Settings],
 ) -> Iterator[str]:
     """Yields what a user should know: keys that are left out, and where the rule differs."""
     known = table()
@@ -499,7 +502,7 @@ def _evaluate(setting: Any, name: str, place: float | None) -> Any:
     return (1 - share) * _number(low, "a list") + share * _number(setting[int(at) + 1], "a list")
 
 
-def _one_value(key: str, default: bool | float, settings: Sequence[Mapping[str, Any]], path: Path) -> Any:
+def _one_value(key: str, default: bool | float, settings: Sequence[Settings], path: Path) -> Any:
     value = next((each[key] for each in settings if each.get(key) is not None), default)
     if isinstance(value, (list, dict)):
         raise Unsupported(
@@ -527,7 +530,7 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
+def _mapping(value: Any, path: Path) -> Settings:
     if value is not None and not isinstance(value, dict):
         raise ConfigError("expected a mapping of keys to values", where=path, found=excerpt(value))
     return value or {}

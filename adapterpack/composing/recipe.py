@@ -24,7 +24,7 @@ from ..manifest.structs import PackName
 from ..pack import Pack, load
 from ..paths import StrPath
 from .assemble import assemble
-from .rules.rule import RULES
+from .rules.rule import RULES, Arguments
 from .statistics import Statistics
 from .statistics import read as read_statistics
 from .steps import CompositionRequest, Progress, compose_by_rule
@@ -51,7 +51,7 @@ class CompositionRecipe:
     parents: tuple[Parent, ...]
     rule: str | None = None
     tree: Mapping[str, Any] | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Arguments = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     statistics: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from .compatibility import common_base, require_same_site
 from .full_modules import CombinedModules, apply_policy
 from .result import as_lora, build_composed, describe_losses
 from .rules.lorahub import search_weights
-from .rules.rule import RULES, Rule
+from .rules.rule import RULES, Arguments, Rule
 from .sites import JointSite, SiteValues, adapters_by_path, gather
 from .statistics import Statistics, of_packs
 from .truncate import cut_all, decompose_all, finite
@@ -73,7 +73,7 @@ class CompositionRequest:
 
     rule: str = "linear"
     weights: Sequence[float] | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Arguments = field(default_factory=dict)
     rank: int | None = None
     energy: float | None = None
     budget: float | None = None
@@ -135,7 +135,7 @@ class CompositionWork(NamedTuple):
 
     request: CompositionRequest
     rule: Rule
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     parents: tuple[Pack, ...]
     order: tuple[int, ...]
     weights: tuple[float, ...]

@@ -80,7 +80,10 @@ def require_linear(adapter: Adapter, form: str) -> None:
 
 def _factors(adapter: Adapter) -> SiteFactors:
     wide = {
-        name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()
+        name: value.astype(np.float32)
+        if dtype_name(value.dtype) in FLOATS and value.dtype.itemsize < 4
+        else value
+        for name, value in adapter.params.items()
     }
     form = adapter.method.normal_form(
         adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site
@@ -101,10 +104,6 @@ def _factors(adapter: Adapter) -> SiteFactors:
             adapter.site.path, adapter.params["lora_A"], adapter.params["lora_B"], float(adapter.config.scale)
         )
     return SiteFactors(adapter.site.path, down, up, 1.0)
-
-
-def _narrow(value: np.ndarray) -> bool:
-    return dtype_name(value.dtype) in FLOATS and value.dtype.itemsize < 4
 
 
 def lora_pack(

@@ -21,6 +21,9 @@ from ..torch_adapters import load_tokenizer
 from ..training.loop.media import Media, content_of
 from .measures import Measure
 
+Result = Mapping[str, Any]
+"""What a model gives for one row."""
+
 
 class EvaluatedModel(NamedTuple):
     """One adapter of a running bundle, None for the base, and the labels of its head. Rows are cut at
@@ -73,7 +76,7 @@ class RowReply(NamedTuple):
     number of learned tokens of each text that was scored.
     """
 
-    results: Sequence[Mapping[str, Any]]
+    results: Sequence[Result]
     losses: Sequence[tuple[float, int]] = ()
 
 
@@ -86,7 +89,7 @@ class AnsweredRows(NamedTuple):
     model: EvaluatedModel
 
     @property
-    def results(self) -> list[Mapping[str, Any]]:
+    def results(self) -> list[Result]:
         """The first result of each row."""
         return [reply.results[0] for reply in self.replies]
 
@@ -141,9 +144,7 @@ class Evaluation:
     judge: Callable[[AnsweredRows], Judgement]
     columns: frozenset[str] = frozenset()
     options: Callable[[Session, Sequence[EvaluationRow]], Mapping[str, Any]] = lambda session, rows: {}
-    reduce: Callable[[EvaluatedModel, EvaluationRow, Mapping[str, Any]], Mapping[str, Any]] = (
-        lambda model, row, result: result
-    )
+    reduce: Callable[[EvaluatedModel, EvaluationRow, Result], Result] = lambda model, row, result: result
 
 
 EVALUATIONS: Registry[Evaluation] = Registry(

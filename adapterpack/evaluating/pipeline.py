@@ -32,6 +32,7 @@ from .evaluation import (
     AnsweredRows,
     EvaluatedModel,
     EvaluationRow,
+    Result,
     RowReply,
     evaluation_of,
 )
@@ -206,7 +207,7 @@ def _models(
 def _replies(
     model: EvaluatedModel,
     rows: Sequence[EvaluationRow],
-    reduce: Callable[..., Mapping[str, Any]],
+    reduce: Callable[..., Result],
     options: Mapping[str, Any],
     batch_size: int,
     report: DataReport,

@@ -118,7 +118,9 @@ def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, change in enumerate(changes):
-        groups.setdefault(_layout(change), []).append(index)
+        groups.setdefault(
+            tuple((part.shape, part.dtype) for part in (*change.left.parts, *change.right.parts)), []
+        ).append(index)
     stacks = []
     for members in groups.values():
         first = changes[members[0]]
@@ -131,11 +133,6 @@ def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T
         for index, value in zip(members, values, strict=True):
             results[index] = value
     return results
-
-
-def _layout(change: Change) -> tuple[object, ...]:
-    """Returns the key by which changes are stacked: the shapes and dtypes of their parts."""
-    return tuple((part.shape, part.dtype) for part in (*change.left.parts, *change.right.parts))
 
 
 class _Stack(NamedTuple):

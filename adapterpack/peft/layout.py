@@ -12,9 +12,12 @@ from ..adapter_methods import (
     BaseChange,
     Method,
     OfBase,
+    PeftConfig,
     PeftContent,
     PeftLayer,
+    Shapes,
     Site,
+    SiteConfigs,
     Tensors,
     is_bare,
     methods,
@@ -51,7 +54,7 @@ class Content(NamedTuple):
     shared: Arrays
     secondary: list[tuple[Method, Adapters]]
     full: dict[str, Arrays]
-    unknown: dict[str, Any]
+    unknown: PeftConfig
     base_change: BaseChange | None = None
 
 
@@ -59,7 +62,7 @@ def config_bytes(
     manifest: m.Manifest,
     on_base: bool = False,
     parameters: bool = False,
-    reordered: Mapping[str, Any] | None = None,
+    reordered: PeftConfig | None = None,
 ) -> bytes | None:
     """Returns PEFT's config for a manifest, or None if PEFT cannot load the tensors: unsupported method or
     kind of layer, quantized tensors, omitted tensors, or no adapter next to modules that were trained in
@@ -96,7 +99,12 @@ def config_bytes(
     # PEFT can load tensors that came from its own folder again, even where the manifest leaves something open
     from_peft = (manifest.training or {}).get("imported_from") == "peft"
     if not from_peft and any(
-        limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters
+        limit(
+            pack.method_of(group),
+            pack.config_at(group),
+            Site(group.path, group.in_features or 0, group.out_features or 0, group.kind),
+        )
+        for group in adapters
     ):
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
@@ -139,7 +147,7 @@ def config_bytes(
     return strict_json.canonical(config)
 
 
-def _is_in_peft_form(form: PeftLayer, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _is_in_peft_form(form: PeftLayer, shapes: Shapes) -> bool:
     """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form; a pack may store them as
     matrices.
     """
@@ -147,13 +155,9 @@ def _is_in_peft_form(form: PeftLayer, shapes: Mapping[str, tuple[int, ...]]) -> 
     return form.shapes_say_so(named) is not False
 
 
-def _site(group: m.Group) -> Site:
-    return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind)
-
-
 def content_of(
     folder: Path,
-    config: Mapping[str, Any],
+    config: PeftConfig,
     expected: Iterable[Method],
     tensors: SafetensorsFile | None,
     packed: bool = False,
@@ -206,8 +210,8 @@ def content_of(
 
 
 def _expand_patterns(
-    method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
-) -> tuple[Mapping[str, Any], SafetensorsFile | None]:
+    method: Method, config: PeftConfig, tensors: SafetensorsFile | None, folder: Path
+) -> tuple[PeftConfig, SafetensorsFile | None]:
     """Returns the config with names in place of regular expressions, and the tensors if they had to be
     opened.
     """
@@ -251,8 +255,12 @@ def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapt
             ) from error
         kinds = {**kinds, **content.kinds}
     adapters = {}
-    # Sorted, so that equal adapters give equal packs whatever the order in the file.
-    for path, tensors in sorted(content.sites.items(), key=lambda item: _place(item[0], kinds)):
+    # Sorted, so that equal adapters give equal packs whatever the order in the file; parameters of one module
+    # keep their order, in which PEFT nests its wrappers.
+    for path, tensors in sorted(
+        content.sites.items(),
+        key=lambda item: item[0].rpartition(".")[0] if is_bare(kinds.get(item[0], "")) else item[0],
+    ):
         if f"{WRAPPED}." in f"{path}.":  # PEFT adds one wrapper per adapted parameter of a module
             raise Unsupported(
                 "an adapter of several bare parameters of one module has no form in which PEFT and this "
@@ -287,13 +295,6 @@ def _translate_errors(where: object) -> Iterator[None]:
         yield
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=where) from error
-
-
-def _place(path: str, kinds: Mapping[str, str]) -> str:
-    """Returns the key by which sites are sorted: parameters of one module keep their order, in which PEFT
-    nests its wrappers.
-    """
-    return path.rpartition(".")[0] if is_bare(kinds.get(path, "")) else path
 
 
 def _secondary(
@@ -376,7 +377,7 @@ def disagreement(
     return None
 
 
-def _written_config(method: Method, as_secondary: bool, sites: Mapping[str, Any]) -> dict[str, Any]:
+def _written_config(method: Method, as_secondary: bool, sites: SiteConfigs) -> dict[str, Any]:
     """Returns what PEFT's config contains for a method with these configs by path, as JSON values;
     ``as_secondary``: inside the folder of another method.
     """

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..adapter_methods import Arrays, Method, PeftLayer, PeftSecondary, Site, Tensors, is_stacked, unfoldable
+from ..adapter_methods import (
+    Arrays,
+    Method,
+    PeftLayer,
+    PeftSecondary,
+    Shapes,
+    Site,
+    Tensors,
+    is_stacked,
+    unfoldable,
+)
 from ..adapter_methods.core.peft_form import as_matrices
 from ..errors import FormatError
 
@@ -120,7 +130,7 @@ def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     )
 
 
-def stack_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def stack_of(kind: str, shapes: Shapes) -> int:
     """Returns, from the ``shapes`` of the parameters, how many matrices a stack has, or how many groups of a
     convolution share the rank of an adapter without groups.
     """

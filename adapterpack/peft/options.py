@@ -5,11 +5,11 @@ does not understand.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adapter_methods import METHODS, Method
+from ..adapter_methods import METHODS, Method, PeftConfig
 from ..errors import FormatError, Unsupported, excerpt, printable
 from ..io import read_file, strict_json
 from ..manifest import manifest as m
@@ -94,7 +94,7 @@ _NOT_READ: dict[str, tuple[str, str]] = {
 """Types of PEFT that are not read -> why, and what to do instead."""
 
 
-def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) -> Unsupported:
+def not_read(config: PeftConfig, known: Sequence[Method], where: Path) -> Unsupported:
     """Returns the error for a configuration that no method reads."""
     kind = config.get("peft_type")
     if "peft_type" not in config:
@@ -115,7 +115,7 @@ def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) ->
     )
 
 
-def likely(config: Mapping[str, Any]) -> list[Method]:
+def likely(config: PeftConfig) -> list[Method]:
     """Returns the method with the config's own name, if it understands every option that is on, so that no
     other method needs to be tried.
     """
@@ -155,8 +155,8 @@ def parse_config(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def unknown_options(
-    config: Mapping[str, Any], written: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: Path
-) -> dict[str, Any]:
+    config: PeftConfig, written: PeftConfig, layers: Sequence[PeftConfig], where: Path
+) -> PeftConfig:
     """Returns the options, with their values, that this package does not know and that are off (None, False,
     0 or empty).
 
@@ -189,7 +189,7 @@ def unknown_options(
     return unknown
 
 
-def unknown_sentence(unknown: Mapping[str, Any]) -> str:
+def unknown_sentence(unknown: PeftConfig) -> str:
     """Returns what to tell a user about options that are off and unknown.
 
     Example:
@@ -238,7 +238,7 @@ _OTHER_FILES = (
 """Names of files that hold an adapter's tensors in another form, the problem, and the remedy."""
 
 
-def base_hint(config: Mapping[str, Any]) -> m.Base:
+def base_hint(config: PeftConfig) -> m.Base:
     """Returns the base by its hub name, if it has one. A local path means nothing on other machines and is
     not written to the manifest.
     """

@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import CONVOLUTIONS, Arrays, Method, Site, Tensors, check_shapes, shapes_of
+from ..adapter_methods import (
+    CONVOLUTIONS,
+    Arrays,
+    Method,
+    PeftConfig,
+    Shapes,
+    Site,
+    Tensors,
+    check_shapes,
+    shapes_of,
+)
 from ..adapter_methods.core.peft_form import leave_open
 from ..adapter_methods.core.shapes import features
 from ..errors import FormatError, Unsupported
@@ -38,7 +48,7 @@ to PEFT 0.8).
 """
 
 
-def _saved_module(path: str, config: Mapping[str, Any]) -> str | None:
+def _saved_module(path: str, config: PeftConfig) -> str | None:
     """Returns the module saved in full that ``path`` is or is inside of, or None: the outermost one whose
     name ends in a saved name.
 
@@ -109,7 +119,7 @@ def sort(
     method: Method,
     secondary: Mapping[str, Method],
     tensors: SafetensorsFile,
-    config: Mapping[str, Any],
+    config: PeftConfig,
     where: Path,
     strict: bool = True,
 ) -> Sorted:
@@ -176,7 +186,7 @@ def sort(
     return result
 
 
-def _take_known(unknown: dict[str, Arrays], result: Sorted, config: Mapping[str, Any]) -> None:
+def _take_known(unknown: dict[str, Arrays], result: Sorted, config: PeftConfig) -> None:
     """Moves modules from ``unknown`` to ``result`` that PEFT saves by special rules: embeddings, biases (of
     sites, too), and modules that are tied to one that was trained in full, which have equal tensors.
     """
@@ -227,7 +237,7 @@ def _unaccounted_error(
     unknown: Mapping[str, Tensors],
     prefix: str,
     endings: Iterable[str],
-    config: Mapping[str, Any],
+    config: PeftConfig,
     where: Path,
 ) -> Unsupported:
     """Returns the error for tensors, by module, that belong to no site and to no module trained in full."""
@@ -251,7 +261,7 @@ def _unaccounted_error(
     )
 
 
-def kind_of(method: Method, config: Mapping[str, Any], tensors: Tensors) -> str:
+def kind_of(method: Method, config: PeftConfig, tensors: Tensors) -> str:
     """Returns the kind of a site, from the names and axes of its tensors and from the config.
 
     PEFT keeps one ``fan_in_fan_out`` for all sites, that of the last one, and never sets it for HiRA; the
@@ -314,9 +324,7 @@ def site_of(
     return site, params
 
 
-def _require_kind(
-    method: Method, cfg: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def _require_kind(method: Method, cfg: Any, kind: str, shapes: Shapes, where: str) -> None:
     """Checks that tensors have no more axes than the method gives them at such a layer: PEFT also stores some
     methods for convolutions in forms that are not read here, and LN tuning for any module.
     """

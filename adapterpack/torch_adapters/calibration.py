@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapter_methods import LAYOUTS, Calibration, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
+from ..tasks.data import Row
 from .layers.active import evaluation_mode
 from .layers.calls import Args, Kwargs
 from .layers.weights import device_of
@@ -23,7 +24,7 @@ _BACKWARD = frozenset({"gradient", "fisher"})
 
 
 def measure(
-    model: nn.Module, sites: Sequence[Site], needs: frozenset[str], data: Iterable[Mapping[str, Any]] | None
+    model: nn.Module, sites: Sequence[Site], needs: frozenset[str], data: Iterable[Row] | None
 ) -> dict[str, Calibration]:
     """Runs ``model`` over ``data``, batches of keyword arguments, and returns the calibration of each site by
     path; empty if ``needs`` asks for none.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from ..errors import NothingToDo
+from ..tasks.data import Row
 from .canaries.canary import examples_of
 from .canaries.inputs import reads_text_alone
 from .layers.active import evaluating
@@ -32,9 +33,7 @@ log = logging.getLogger(__name__)
 _SHOWN = 5
 
 
-def unused_layers(
-    model: nn.Module, paths: Sequence[str], samples: Sequence[Mapping[str, Any]] = ()
-) -> list[str] | None:
+def unused_layers(model: nn.Module, paths: Sequence[str], samples: Sequence[Row] = ()) -> list[str] | None:
     """Returns which of the modules at ``paths`` have no effect on the model's output for an example.
 
     Such a module is not called although its owner or its layer is (the attention to an encoder in a decoder
@@ -48,7 +47,7 @@ def unused_layers(
         return None
     modules = {path: innermost(module_at(model, path)) for path in paths}
     owners = {path: (_owner(model, path), _layer_of(model, path)) for path in paths}
-    examples: tuple[Callable[[], Mapping[str, Any] | None], ...] = (
+    examples: tuple[Callable[[], Row | None], ...] = (
         lambda: next(examples_of(model), None),
         lambda: _sample(model, samples),
     )
@@ -68,7 +67,7 @@ def _find(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
     owners: Mapping[str, tuple[nn.Module | None, nn.Module | None]],
-    example: Mapping[str, Any],
+    example: Row,
 ) -> list[str] | None:
     """Runs the example and returns the paths of modules that it shows to be unused; None if the outputs do
     not depend on any of them.
@@ -118,9 +117,7 @@ def _find(
     ]
 
 
-def _are_silent(
-    model: nn.Module, modules: set[nn.Module], example: Mapping[str, Any], outputs: list[Tensor]
-) -> bool:
+def _are_silent(model: nn.Module, modules: set[nn.Module], example: Row, outputs: list[Tensor]) -> bool:
     """Whether the outputs stay equal, bit for bit, when random noise is added to the outputs of
     ``modules``.
     """
@@ -159,7 +156,7 @@ def _layer_of(model: nn.Module, path: str) -> nn.Module | None:
     return None
 
 
-def _sample(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _sample(model: nn.Module, samples: Sequence[Row]) -> Row | None:
     """Returns the first of the samples on the model's device, or None."""
     device, first = device_of(model), next(iter(samples), None)
     return first and {
@@ -184,7 +181,7 @@ def _with(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(output) if isinstance(output, Tensor) and output.is_floating_point() else output
 
 
-def _outputs(model: nn.Module, example: Mapping[str, Any], hooks: Iterable[Any]) -> list[Tensor]:
+def _outputs(model: nn.Module, example: Row, hooks: Iterable[Any]) -> list[Tensor]:
     """Runs the example and returns the tensors in the model's output; removes the hooks."""
     try:
         return list(_tensors(model(**example)))

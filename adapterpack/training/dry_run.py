@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from tempfile import TemporaryDirectory
@@ -19,11 +19,11 @@ from ..hub import folder_of
 from ..paths import StrPath
 from ..readable import seconds, size
 from ..tasks import get_task
-from ..tasks.data import IGNORED
+from ..tasks.data import IGNORED, Row
 from ..torch_adapters import adapted_layers
 from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules
-from .config.fields import TrainConfig
+from .config.fields import Settings, TrainConfig
 from .data.load import token_count
 from .loop.arguments import arguments_of
 from .loop.build_trainer import own_forward, trainer_for
@@ -50,7 +50,7 @@ al. 2022, https://arxiv.org/abs/2205.05198, equation 1, without the attention sc
 
 
 def dry_run(
-    config: StrPath | Mapping[str, Any] | TrainConfig,
+    config: StrPath | Settings | TrainConfig,
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
     tool: str | None = None,
@@ -188,7 +188,7 @@ def _wide(value: nn.Parameter) -> int:
     return value.element_size() if value.is_floating_point() else 2
 
 
-def _length(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> int:
+def _length(row: Row, tokenizer: Any, config: TrainConfig) -> int:
     """Estimates the tokens of a row that the trainer encodes itself, by those of its texts, cut to
     ``max_length``.
     """
@@ -198,7 +198,7 @@ def _length(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> int:
     )
 
 
-def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _parts(row: Row) -> list[dict[str, Any]]:
     """Returns a row that is not a single text, column by column."""
     return [
         {"text": f"{key}: {'...' if callable(value) else value} ", "learned": key == "labels"}
@@ -207,7 +207,7 @@ def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _decode(row: Mapping[str, Any], reader: Any) -> list[dict[str, Any]]:
+def _decode(row: Row, reader: Any) -> list[dict[str, Any]]:
     """Returns an encoded row as parts of text, each marked as learned or not; a label or answer for the row
     comes last.
     """

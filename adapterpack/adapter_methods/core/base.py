@@ -25,7 +25,7 @@ from .layouts import WEIGHTS
 from .operators import Array, Operator, columns, rows_of
 from .peft_form import PeftForm
 from .routers import Route
-from .site import Arrays, Params, Shapes, Site
+from .site import Arrays, Params, Random, Shape, Shapes, Site
 
 Forward = Callable[[Array], Array]
 
@@ -118,7 +118,7 @@ class Shared(NamedTuple):
     """
 
     shapes: Callable[[Any, Sequence[Site]], Shapes]
-    init: Callable[[Any, Sequence[Site], np.random.Generator], Arrays]
+    init: Callable[[Any, Sequence[Site], Random], Arrays]
     reads_weights: bool = False
 
 
@@ -249,7 +249,7 @@ class Method(NamedTuple):
     config: type[Any]
     traits: Traits
     shapes: Callable[[Any, Site], Shapes]
-    init: Callable[[Any, Site, np.random.Generator], Arrays]
+    init: Callable[[Any, Site, Random], Arrays]
     normal_form: Callable[[Any, Params, Site], Any]
     """Returns the normal form for the method's ``kind``: a :class:`NormalForm`, a block's form or a prompt's
     form.
@@ -286,8 +286,8 @@ def describe_traits(method: Method) -> dict[str, Any]:
 
 def zeros(
     shapes: Callable[[Any, Site], Shapes],
-    **others: float | Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
-) -> Callable[[Any, Site, np.random.Generator], Arrays]:
+    **others: float | Callable[[Random, Shape], np.ndarray],
+) -> Callable[[Any, Site, Random], Arrays]:
     """Returns an ``init`` that starts every parameter at zero, except the ``others``: name -> the number that
     fills it, or a function that draws it, such as :func:`kaiming`.
 
@@ -297,14 +297,14 @@ def zeros(
         array([1., 1., 1.], dtype=float32)
     """
 
-    def start(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    def start(name: str, shape: Shape, rng: Random) -> np.ndarray:
         value = others.get(name, 0.0)
         return value(rng, shape) if callable(value) else np.full(shape, value, np.float32)
 
     return lambda cfg, site, rng: {name: start(name, shape, rng) for name, shape in shapes(cfg, site).items()}
 
 
-def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def kaiming(rng: Random, shape: Shape) -> np.ndarray:
     """Draws Kaiming uniform with a = sqrt(5), as the reference implementations do: the bound is ``1 /
     sqrt(columns)``.
     """
@@ -312,7 +312,7 @@ def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float = 0.02) -> np.ndarray:
+def normal(rng: Random, shape: Shape, deviation: float = 0.02) -> np.ndarray:
     """Draws normal numbers in float32."""
     return rng.normal(0, deviation, shape).astype(np.float32)
 

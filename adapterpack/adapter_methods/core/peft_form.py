@@ -12,7 +12,14 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 import numpy as np
 
 from ...errors import Unsupported
-from .site import Arrays, Params, Shapes, Site, Tensors
+from .site import Arrays, Params, Shape, Shapes, Site, Tensors
+
+PeftConfig = Mapping[str, Any]
+"""The contents of PEFT's ``adapter_config.json``, or some of its keys."""
+SiteConfigs = Mapping[str, Any]
+"""Site path -> the config of a method at that site."""
+Widths = tuple[int | None, int | None]
+"""The input and output width of a site; None for one that is not known."""
 
 WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
 """The remedy in errors about a PEFT folder that cannot be read without its base model."""
@@ -24,7 +31,7 @@ class OfBase(NamedTuple):
     model's order.
     """
 
-    shape: Callable[[str], tuple[int, ...] | None]
+    shape: Callable[[str], Shape | None]
     modules: Callable[[], Sequence[str]]
 
 
@@ -88,7 +95,7 @@ class PeftLayer(NamedTuple):
         """Whether no file of PEFT's can tell that a site is of this kind."""
         return self.suffixes is None and not self.config and self.shapes_say_so is leave_open
 
-    def is_of(self, config: Mapping[str, Any], shapes: Shapes) -> bool:
+    def is_of(self, config: PeftConfig, shapes: Shapes) -> bool:
         """Whether PEFT's config and the shapes of a site's tensors say that it is of this kind."""
         if self.is_silent or any(config.get(key) != value for key, value in self.config.items()):
             return False
@@ -158,7 +165,7 @@ class PeftSecondary(NamedTuple):
     hosts: tuple[str, ...]
     key: str
     suffixes: Mapping[str, str]
-    to_config: Callable[[Mapping[str, Any]], Any]
+    to_config: Callable[[SiteConfigs], Any]
     from_config: Callable[[Any, str], Any]
 
 
@@ -199,7 +206,7 @@ class BaseChange(NamedTuple):
     note: str
 
 
-def widths_of(down: str | None, up: str | None) -> Callable[[Params], tuple[int | None, int | None]]:
+def widths_of(down: str | None, up: str | None) -> Callable[[Params], Widths]:
     """Returns a ``features`` function for two factors ``[r, in]`` and ``[out, r]``; pass None for a factor
     that says nothing about a width.
     """
@@ -224,7 +231,7 @@ NOT_IN_LAYERS: Mapping[str, str] = {
 class PeftOverrides(TypedDict, total=False):
     """What PEFT stores differently for a few methods: stage -> function or data."""
 
-    features: Callable[[str, Params], tuple[int | None, int | None]]
+    features: Callable[[str, Params], Widths]
     """(kind of site, its parameters) -> its input and output width, for methods where they depend on the
     kind.
     """
@@ -238,7 +245,7 @@ class PeftOverrides(TypedDict, total=False):
     """The reverse of :attr:`PeftForm.to_peft_with_base`, for methods whose PEFT tensors mean nothing without
     their base. The folder of such a pack is never a PEFT folder.
     """
-    reorder_for_peft: Callable[[Any, Params, str | None], tuple[dict[str, Any], Arrays] | None]
+    reorder_for_peft: Callable[[Any, Params, str | None], tuple[PeftConfig, Arrays] | None]
     """(config of a site, its parameters, PEFT's task name) -> further keys of PEFT's config and the
     parameters in the order in which PEFT computes the same, where ``equivalent`` says that it does not; None
     if PEFT has no such adapter. Only ``convert`` writes this form; a pack's folder never contains it.
@@ -256,17 +263,17 @@ class PeftForm(NamedTuple):
     peft_type: str
     suffixes: Mapping[str, str]
     """Parameter name -> what follows the module path in PEFT's tensor name."""
-    to_config: Callable[[Mapping[str, Any]], dict[str, Any] | None]
+    to_config: Callable[[SiteConfigs], PeftConfig | None]
     """(site path -> config at that site) -> PEFT's config keys; None if PEFT could not load the tensors."""
-    from_config: Callable[[Mapping[str, Any]], Any]
+    from_config: Callable[[PeftConfig], Any]
     """PEFT's config keys -> this package's config."""
-    features: Callable[[Params], tuple[int | None, int | None]] = lambda params: (None, None)
+    features: Callable[[Params], Widths] = lambda params: (None, None)
     """Parameters of a site -> its input and output width; None for a width that they do not determine."""
     shared: Mapping[str, str] = {}
     """Shared parameter name -> PEFT's full tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and
     ``v_query/weight`` is ``x.query.weight``.
     """
-    matches: Callable[[Mapping[str, Any]], bool] | None = None
+    matches: Callable[[PeftConfig], bool] | None = None
     """Whether a PEFT config describes this method; None means every config of its ``peft_type``. Needed where
     several methods share one type.
     """
@@ -276,7 +283,7 @@ class PeftForm(NamedTuple):
     """The only site of a method that acts on the model as a unit: PEFT names its tensors without a path, and
     its modules without ``model.``.
     """
-    equivalent: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
+    equivalent: Callable[[SiteConfigs, str | None], bool] = lambda sites, task: True
     """(configs of the sites, PEFT's task name) -> whether PEFT computes the same. If not, no PEFT config is
     written.
     """
@@ -298,7 +305,7 @@ class PeftForm(NamedTuple):
     """Computes from the base's weights the config and tensors that PEFT's file needs and the pack does not
     store.
     """
-    undo_base_change: Callable[[Mapping[str, Any]], BaseChange | None] = lambda config: None
+    undo_base_change: Callable[[PeftConfig], BaseChange | None] = lambda config: None
     """PEFT's config -> how to undo what the initialisation it names did to the base; None if PEFT left the
     base as it was. Raises Unsupported if the base alone does not determine the change.
     """
@@ -312,13 +319,13 @@ class PeftForm(NamedTuple):
     """
     overrides: PeftOverrides = {}  # noqa: RUF012 - never changed
 
-    def features_of(self, kind: str, params: Params) -> tuple[int | None, int | None]:
+    def features_of(self, kind: str, params: Params) -> Widths:
         """Returns the input and output width that the parameters of a site of that kind determine, None for a
         width they do not.
         """
         override = self.overrides.get("features")
         return self.features(params) if override is None else override(kind, params)
 
-    def reads(self, config: Mapping[str, Any]) -> bool:
+    def reads(self, config: PeftConfig) -> bool:
         """Whether a PEFT config describes this method."""
         return config.get("peft_type") == self.peft_type if self.matches is None else self.matches(config)

@@ -17,7 +17,7 @@ import numpy as np
 from .base import Shared, Storage, require_widths
 from .config import PositiveInt, Seed, SiteConfig
 from .peft_form import PeftContent
-from .site import Site
+from .site import Shape, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Projection(NamedTuple):
     """
 
     names: tuple[str, str]
-    shapes: Callable[[Any], tuple[tuple[int, ...], ...]]
+    shapes: Callable[[Any], tuple[Shape, ...]]
     make: Callable[[Any], tuple[np.ndarray, ...]]
 
     def constants(self, cfg: Any, site: Site) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import FormatError
 from .. import Method, PeftForm, Site, is_stacked
+from .peft_form import Widths
 from .site import Tensors, shapes_of
 
 _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
@@ -17,7 +18,7 @@ between them.
 """
 
 
-def features(form: PeftForm, kind: str, params: Tensors, where: str) -> tuple[int | None, int | None]:
+def features(form: PeftForm, kind: str, params: Tensors, where: str) -> Widths:
     """Returns the input and output width that the parameters of a site of that kind determine, None for a
     width they do not.
 

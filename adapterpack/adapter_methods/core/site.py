@@ -10,17 +10,19 @@ import numpy as np
 
 from .operators import Array
 
+Random = np.random.Generator
 Params = Mapping[str, Array]
 """Name of a parameter -> its value, an array of any library."""
 Arrays = dict[str, np.ndarray]
 """Name of a parameter -> its value as a numpy array."""
 Tensors = Mapping[str, np.ndarray]
 """The same, for a function that only reads them."""
-Shapes = Mapping[str, tuple[int, ...]]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 """Name of a parameter -> its shape."""
 
 
-def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
+def shapes_of(params: Params) -> dict[str, Shape]:
     """Returns the shapes of arrays by name."""
     return {name: value.shape for name, value in params.items()}
 
@@ -63,7 +65,7 @@ class Site:
     out_features: int
     kind: str = "linear"
     bias: bool = False
-    kernel: tuple[int, ...] = field(default=(), compare=False)
+    kernel: Shape = field(default=(), compare=False)
     stack: int = 1
     weight: Array | None = field(default=None, compare=False, repr=False)
     base_bias: Array | None = field(default=None, compare=False, repr=False)

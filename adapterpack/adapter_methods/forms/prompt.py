@@ -9,7 +9,7 @@ model as a unit, so it has one site, which is not a module: its path is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Self
 
@@ -20,13 +20,18 @@ from .. import (
     NOT_IN_LAYERS,
     PROMPT,
     Array,
+    Arrays,
     NonNegativeInt,
     Params,
+    PeftConfig,
     PeftContent,
     PeftForm,
     PositiveInt,
+    Random,
+    Shape,
     Site,
     SiteConfig,
+    SiteConfigs,
     Traits,
     array_namespace,
     require_whole,
@@ -200,7 +205,7 @@ def prefill(cfg: CacheConfig, site: Site) -> np.ndarray:
     return as_flat(np.asarray(site.prefill(repeat(cfg.token_ids, cfg.num_virtual_tokens)), np.float32))
 
 
-def uniform(rng: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:
+def uniform(rng: Random, fan_in: int, shape: Shape) -> np.ndarray:
     """Draws initial values as torch does for a linear or recurrent layer: uniform in ``[-1/sqrt(fan_in),
     1/sqrt(fan_in))``, float32.
     """
@@ -229,8 +234,8 @@ def traits(frozen: tuple[str, ...] = ()) -> Traits:
 
 def peft_form(
     peft_type: str,
-    to_config: Callable[[Any], dict[str, Any]],
-    from_config: Callable[[Mapping[str, Any]], Any],
+    to_config: Callable[[Any], PeftConfig],
+    from_config: Callable[[PeftConfig], Any],
     names: tuple[str, ...] = (STORED,),
     wide: bool = True,
     parts: bool = False,
@@ -244,7 +249,7 @@ def peft_form(
     layers, because it stores them once for each part and reads four tensors per layer.
     """
 
-    def written(sites: Mapping[str, Any]) -> dict[str, Any]:
+    def written(sites: SiteConfigs) -> PeftConfig:
         cfg = next(iter(sites.values()))
         heads, head_dim = getattr(cfg, "num_heads", 0), getattr(cfg, "head_dim", 0)
         return {
@@ -256,7 +261,7 @@ def peft_form(
             **to_config(cfg),
         }
 
-    def read(config: Mapping[str, Any]) -> Any:
+    def read(config: PeftConfig) -> Any:
         if config.get("num_transformer_submodules") not in ({None, 1, 2} if parts else {None, 1}):
             raise Unsupported(
                 "this method's prompts of models with an encoder and a decoder are not supported",
@@ -279,16 +284,14 @@ def peft_form(
 
         return content.change_sites(lambda params: {name: taken(value) for name, value in params.items()})
 
-    def equivalent(sites: Mapping[str, Any], task: str | None) -> bool:
+    def equivalent(sites: SiteConfigs, task: str | None) -> bool:
         """Whether PEFT computes the same: PEFT pools a classifier's first virtual token, and mixes up the
         layers of a decoder that has an encoder.
         """
         pooled = all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
         return (task != "SEQ_CLS" or pooled) and (task != "SEQ_2_SEQ_LM" or wide)
 
-    def reorder_for_peft(
-        cfg: Any, params: Params, task: str | None
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    def reorder_for_peft(cfg: Any, params: Params, task: str | None) -> tuple[PeftConfig, Arrays] | None:
         placed = _place(np.asarray(params[STORED]), cfg.num_layers) if task == "SEQ_2_SEQ_LM" else None
         return None if placed is None else ({"num_transformer_submodules": 2}, {**params, STORED: placed})
 
@@ -329,7 +332,7 @@ def _place(flat: np.ndarray, layers: int) -> np.ndarray | None:
     return result if np.array_equal(_take(result, layers), flat) else None
 
 
-def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def embedding_fields(config: PeftConfig) -> PeftConfig:
     """Reads the fields of :class:`EmbeddingConfig` from PEFT's config."""
     return {
         "num_virtual_tokens": config.get("num_virtual_tokens", 20),
@@ -337,7 +340,7 @@ def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def cache_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def cache_fields(config: PeftConfig) -> PeftConfig:
     """Reads the fields of :class:`CacheConfig` from PEFT's config, whose ``token_dim`` is the number of heads
     times ``head_dim``.
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...registry import Registry
-from ..core.site import Site
+from ..core.site import Random, Site
 
 Factors = tuple[np.ndarray, np.ndarray]
+Options = Mapping[str, Any]
+"""The options of an initialisation by name, which have the types of their defaults."""
 
 
 class Init(NamedTuple):
@@ -28,12 +30,12 @@ class Init(NamedTuple):
     name: str
     summary: str
     paper: str
-    make: Callable[[int, float, Site, Mapping[str, Any], np.random.Generator], Factors]
+    make: Callable[[int, float, Site, Options, Random], Factors]
     needs: frozenset[str] = frozenset()
     cancels: bool = False
     frozen: frozenset[str] = frozenset()
     options: Mapping[str, Any] = {}
-    ranks: Callable[[Mapping[str, int], Sequence[Site], Mapping[str, Any]], Mapping[str, int]] | None = None
+    ranks: Callable[[Mapping[str, int], Sequence[Site], Options], Mapping[str, int]] | None = None
 
 
 INITS: Registry[Init] = Registry(

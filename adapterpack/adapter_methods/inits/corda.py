@@ -9,16 +9,13 @@ the smallest. Source: Yang et al. 2024, arXiv 2406.05223, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from ..core.site import Site
-from .base import INITS, Factors, Init, pad, split
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options, pad, split
 
 
-def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     if options["mode"] not in {"ipm", "kpm"}:
         raise ValueError(f"the mode of CorDA must be ipm or kpm, not {options['mode']!r}")
     moment = np.asarray(site.calibration.moment, np.float64)  # type: ignore[union-attr]

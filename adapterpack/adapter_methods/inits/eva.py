@@ -5,12 +5,11 @@ variance (Paischer et al. 2024, arXiv 2410.07170).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from ..core.site import Site
-from .base import INITS, Factors, Init, pad
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options, pad
 
 
 def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
@@ -22,12 +21,12 @@ def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(values[::-1], 0), vectors[:, ::-1].T
 
 
-def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     A = _directions(site)[1][:r]
     return pad((A.astype(np.float32), np.zeros((site.out_features, len(A)), np.float32)), r)
 
 
-def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str, Any]) -> Mapping[str, int]:
+def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Options) -> Mapping[str, int]:
     """Redistributes the ranks, with the same sum, to the components that explain most of their layer's
     variance; each site gets at least 1 and at most ``rho`` times its rank.
     """

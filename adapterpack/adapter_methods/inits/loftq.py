@@ -7,13 +7,10 @@ therefore contributes directions here, not a correction of a base that is alread
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from ..core.site import Site
-from .base import INITS, Factors, Init, pad, split
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options, pad, split
 from .svd import top
 
 NF4 = np.array(
@@ -59,7 +56,7 @@ def nf4(matrix: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     weight = np.asarray(site.weight, np.float64)
     # Alternates between quantizing the rest and factoring the quantization error, as in algorithm 1.
     change = np.zeros_like(weight)

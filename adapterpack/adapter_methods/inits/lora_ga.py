@@ -6,17 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from ..core.site import Site
-from .base import INITS, Factors, Init, pad
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options, pad
 from .svd import top
 
 
-def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     assert site.calibration is not None
     u, _, vt = top(np.asarray(site.calibration.gradient), 2 * r, options["iterations"], rng)
     half = min(r, len(vt) // 2) or 1  # a narrow layer has fewer than 2 r directions

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from ..core.site import Site
-from .base import INITS, Factors, Init, pad
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options, pad
 
 
-def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     u = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)[0][:, -r:]
     return pad((np.zeros((u.shape[1], site.in_features), np.float32), u.astype(np.float32)), r)
 

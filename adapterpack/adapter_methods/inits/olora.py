@@ -4,16 +4,13 @@ section 3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from ..core.site import Site
-from .base import INITS, Factors, Init, pad
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options, pad
 
 
-def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     Q, R = np.linalg.qr(np.asarray(site.weight, np.float64))
     return pad((R[:r].astype(np.float32), Q[:, :r].astype(np.float32)), r)
 

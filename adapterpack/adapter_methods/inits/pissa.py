@@ -4,17 +4,12 @@ section 3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-
-from ..core.site import Site
-from .base import INITS, Factors, Init, pad, split
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options, pad, split
 from .svd import top
 
 
-def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     u, s, vt = top(site.weight, r, options["iterations"], rng)  # type: ignore[arg-type]
     return pad(split(u, s, vt, scale), r)
 

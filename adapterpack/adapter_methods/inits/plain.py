@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from ..core.base import kaiming, normal
 from ..core.layouts import takes_ids
-from ..core.site import Site
-from .base import INITS, Factors, Init
+from ..core.site import Random, Site
+from .base import INITS, Factors, Init, Options
 
 
-def _default(
-    r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
-) -> Factors:
+def _default(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     # for a one-hot input a row of A yields one entry, and 1 / sqrt(vocabulary) is too small to learn from
     if takes_ids(site.kind):
         return _zeros(r, scale, site, options, rng)
     return kaiming(rng, (r, site.in_features)), np.zeros((site.out_features, r), np.float32)
 
 
-def _gaussian(
-    r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
-) -> Factors:
+def _gaussian(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     A = normal(rng, (r, site.in_features), 1 / r)  # the standard deviation in PEFT and diffusers
     return A, np.zeros((site.out_features, r), np.float32)
 
 
-def _zeros(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _zeros(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     return np.zeros((r, site.in_features), np.float32), kaiming(rng, (site.out_features, r))
 
 
-def _orthogonal(
-    r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
-) -> Factors:
+def _orthogonal(r: int, scale: float, site: Site, options: Options, rng: Random) -> Factors:
     if r % 2:
         raise ValueError(f"the orthogonal init needs an even rank, not {r}")
     # A and B use disjoint rows of one orthogonal matrix, so that B A is zero.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..core.site import Random
+
 
 def top(
-    matrix: np.ndarray, r: int, iterations: int, rng: np.random.Generator
+    matrix: np.ndarray, r: int, iterations: int, rng: Random
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns ``U`` ``[m, k]``, ``S`` ``[k]`` and ``V^T`` ``[k, n]`` of the ``k = min(r, m, n)`` largest
     singular values of ``[m, n]``, in float64.

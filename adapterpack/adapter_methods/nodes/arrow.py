@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import NonFinite
-from .. import Arrays, Params, PositiveFloat, PositiveInt, Shapes, Site
+from .. import Arrays, Params, PositiveFloat, PositiveInt, Random
 from ..core.routers import SoftmaxGate
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
@@ -76,11 +76,7 @@ def _join(settings: Arrow, parts: Parts, tensors: Params) -> NodePart | None:
     )
 
 
-def _tensors(settings: Arrow, count: int, site: Site) -> Shapes:
-    return {KEYS: (count, site.in_features)}
-
-
-def _make(settings: Arrow, parts: Sequence[NodePart], rng: np.random.Generator) -> Arrays:
+def _make(settings: Arrow, parts: Sequence[NodePart], rng: Random) -> Arrays:
     keys = [prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]
     return {KEYS: np.stack(keys).astype(np.float32)}
 
@@ -96,7 +92,7 @@ arrow = NODES.register(
         ),
         settings=Arrow,
         join=_join,
-        tensors=_tensors,
+        tensors=lambda settings, count, site: {KEYS: (count, site.in_features)},
         made=_make,
         examples=(
             "arrow(a, b, c, top_k=2)",

@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ...errors import Unsupported
-from .. import Array, Arrays, Dense, Params, Shapes, Site, array_namespace
+from .. import Array, Arrays, Dense, Params, Random, Shapes, Site, array_namespace
 from ..core.base import Forward, NormalForm
 from ..core.config import check_fields
 from ..core.routers import Route, Weights
@@ -98,10 +96,10 @@ class NodeKind(NamedTuple):
     torch_only: str = ""
     one_pass: bool = False
     tensors: Callable[[Any, int, Site], Shapes] | None = None
-    made: Callable[[Any, Sequence[NodePart], np.random.Generator], Arrays] | None = None
+    made: Callable[[Any, Sequence[NodePart], Random], Arrays] | None = None
     trained: bool = False
     shared: Callable[[Any, int, int], Shapes] | None = None
-    made_shared: Callable[[Any, int, int, np.random.Generator], Arrays] | None = None
+    made_shared: Callable[[Any, int, int, Random], Arrays] | None = None
     weigh: Callable[[Any, Params, Array, int, int], Array] | None = None
     examples: tuple[str, ...] = ()
     """Trees over members ``a``, ``b``, ``c`` as text, with which the tests check the kind."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from ...errors import Unsupported
-from .. import LINEAR, Array, Arrays, Dense, Params, Shapes, Site
+from .. import LINEAR, Array, Arrays, Dense, Params, Random, Shape, Shapes, Site
 from ..core.base import (
     Forward,
     Method,
@@ -387,14 +387,14 @@ def pack_config(cfg: Any) -> dict[str, Any]:
 
 
 def _shared_shapes(cfg: Composed, sites: Sequence[Site]) -> Shapes:
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     for spot in cfg.spots:
         if spot.kind.shared is not None:
             shapes |= spot.name(spot.kind.shared(spot.settings, len(spot.children), len(sites)))
     return shapes
 
 
-def _init_shared(cfg: Composed, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
+def _init_shared(cfg: Composed, sites: Sequence[Site], rng: Random) -> Arrays:
     values: Arrays = {}
     for spot in cfg.spots:
         if spot.kind.made_shared is not None:

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from .. import Arrays, NonNegativeInt, Params, Shapes, Site
+from .. import Arrays, NonNegativeInt, Params, Random
 from ..core.routers import Attention
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
@@ -43,11 +43,7 @@ def _join(settings: Fuse, parts: Parts, tensors: Params) -> NodePart | None:
     )
 
 
-def _tensors(settings: Fuse, count: int, site: Site) -> Shapes:
-    return {QUERY: (settings.size, site.in_features), KEY: (settings.size, site.out_features)}
-
-
-def _make(settings: Fuse, parts: Sequence[NodePart], rng: np.random.Generator) -> Arrays:
+def _make(settings: Fuse, parts: Sequence[NodePart], rng: Random) -> Arrays:
     part = parts[0]
     assert part.down is not None and part.up is not None
     n, m = part.down.shape[1], part.up.shape[0]
@@ -63,7 +59,10 @@ fuse = NODES.register(
         formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of (Q x) . (K D_i x)",
         settings=Fuse,
         join=_join,
-        tensors=_tensors,
+        tensors=lambda settings, count, site: {
+            QUERY: (settings.size, site.in_features),
+            KEY: (settings.size, site.out_features),
+        },
         made=_make,
         trained=True,
         examples=(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import Arrays, NonNegativeInt, Params, Shapes, Site
+from .. import Arrays, NonNegativeInt, Params, Random
 from ..core.routers import SoftmaxGate
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
@@ -33,11 +33,7 @@ def _join(settings: GateSettings, parts: Parts, tensors: Params) -> NodePart | N
     )
 
 
-def _tensors(settings: GateSettings, count: int, site: Site) -> Shapes:
-    return {"weight": (count, site.in_features), "bias": (count,)}
-
-
-def _make(settings: GateSettings, parts: Sequence[NodePart], rng: np.random.Generator) -> Arrays:
+def _make(settings: GateSettings, parts: Sequence[NodePart], rng: Random) -> Arrays:
     assert parts[0].down is not None
     return {
         "weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32),
@@ -53,7 +49,7 @@ gate = NODES.register(
         formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of G x + c",
         settings=GateSettings,
         join=_join,
-        tensors=_tensors,
+        tensors=lambda settings, count, site: {"weight": (count, site.in_features), "bias": (count,)},
         made=_make,
         trained=True,
         examples=("gate(a, b, c, top_k=2)", "sum(a, gate(b, c))"),

@@ -36,10 +36,6 @@ class SumSettings(NodeSettings):
             )
 
 
-def _sum_weights(settings: SumSettings, children: int) -> list[float]:
-    return list(settings.weights) or [1.0] * children
-
-
 def _evaluate(weights: Sequence[float], children: Sequence[Transform], base: Forward) -> Forward:
     def forward(x: Array) -> Array:
         y = base(x)
@@ -82,7 +78,7 @@ def _make_sum(weights_of: Callable[[Any, int], list[float]], **about: Any) -> No
 
 weighted_sum = NODES.register(
     _make_sum(
-        _sum_weights,
+        lambda settings, children: list(settings.weights) or [1.0] * children,
         name="sum",
         summary="the changes added up, each with a weight of any sign",
         paper="https://arxiv.org/abs/2212.04089",

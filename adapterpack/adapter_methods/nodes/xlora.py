@@ -19,7 +19,17 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from .. import Array, Arrays, FiniteFloat, NonNegativeInt, Params, PositiveFloat, Shapes
+from .. import (
+    Array,
+    Arrays,
+    FiniteFloat,
+    NonNegativeInt,
+    Params,
+    PositiveFloat,
+    Random,
+    Shape,
+    Shapes,
+)
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
 from ..forms.blocks import relu
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix, scale_part
@@ -49,13 +59,13 @@ class XLoRA(NodeSettings):
 def _shared_shapes(settings: XLoRA, count: int, layers: int) -> Shapes:
     outputs = count * layers if settings.layerwise else count
     widths = [settings.hidden, *[settings.size] * (settings.depth - 1), outputs]
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     for number, (inner, outer) in enumerate(itertools.pairwise(widths)):
         shapes |= {f"weight_{number}": (outer, inner), f"bias_{number}": (outer,)}
     return shapes
 
 
-def _make_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Generator) -> Arrays:
+def _make_shared(settings: XLoRA, count: int, layers: int, rng: Random) -> Arrays:
     """Draws uniformly within ``1 / sqrt(width)``, as torch initialises linear layers."""
     shapes = _shared_shapes(settings, count, layers)
     bounds = {name: 1 / math.sqrt(shapes[name.replace("bias", "weight")][1]) for name in shapes}

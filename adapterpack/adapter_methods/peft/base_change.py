@@ -22,7 +22,7 @@ import numpy as np
 
 from ...errors import Unsupported, excerpt
 from ..core.layouts import LINEAR, layout_of
-from ..core.peft_form import BaseChange, Completed, Factorise, PeftContent
+from ..core.peft_form import BaseChange, Completed, Factorise, PeftConfig, PeftContent
 from ..core.site import Arrays, Site, Tensors
 
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -77,7 +77,7 @@ follow from the weight. OLoRA's result includes the scale.
 """
 
 
-def undo_base_change(config: Mapping[str, Any]) -> BaseChange | None:
+def undo_base_change(config: PeftConfig) -> BaseChange | None:
     """Returns how to undo what the initialisation named in PEFT's config did to the base; None if it left the
     base unchanged.
 
@@ -129,7 +129,7 @@ def _widen(params: Tensors, r: int) -> Tensors:
     }
 
 
-def require_kept_base(config: Mapping[str, Any]) -> None:
+def require_kept_base(config: PeftConfig) -> None:
     """Checks that PEFT's initialisation left the base unchanged, for a method that cannot undo a change.
 
     Raises:

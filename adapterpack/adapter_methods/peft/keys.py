@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ...errors import Unsupported, excerpt
 from ..core.config import ends, is_number
-from ..core.peft_form import PeftForm
+from ..core.peft_form import PeftConfig, PeftForm, SiteConfigs
 
 
 def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
@@ -42,7 +42,7 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
     }
 
 
-NO_EXTRAS: Mapping[str, Any] = {"bias": "none", "fan_in_fan_out": False, "init_weights": True}
+NO_EXTRAS: PeftConfig = {"bias": "none", "fan_in_fan_out": False, "init_weights": True}
 """Keys that many configs of PEFT have, with the values that change nothing."""
 
 
@@ -58,8 +58,8 @@ class PeftKeys(NamedTuple):
     """
 
     config: type[Any]
-    fields: Mapping[str, Any] | tuple[str, ...]
-    constants: Mapping[str, Any]
+    fields: PeftConfig | tuple[str, ...]
+    constants: PeftConfig
     renamed: Mapping[str, str] = {}
     anchored: bool = True
     whole: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class PeftKeys(NamedTuple):
         keys = {"to_config": self.to_config, "from_config": self.from_config}
         return PeftForm(peft_type, names, **{**keys, **fields})
 
-    def to_config(self, sites: Mapping[str, Any]) -> dict[str, Any]:
+    def to_config(self, sites: SiteConfigs) -> PeftConfig:
         """Converts site path -> config to PEFT's keys."""
         first, patterns, keys = next(iter(sites.values())), self.patterns, dict[str, Any]()
         for name in self.fields:
@@ -95,7 +95,7 @@ class PeftKeys(NamedTuple):
         value = getattr(cfg, name)
         return int(value) if name in self.whole and value is not None and value.is_integer() else value
 
-    def from_config(self, config: Mapping[str, Any]) -> Any:
+    def from_config(self, config: PeftConfig) -> Any:
         """Converts PEFT's keys to a config."""
         values = dict(self.fields) if isinstance(self.fields, Mapping) else {}
         keys = {name: self.renamed.get(name, name) for name in self.fields}

@@ -21,8 +21,8 @@ import numpy as np
 from ...errors import Unsupported, excerpt
 from ..core.config import ends
 from ..core.layouts import is_stacked
-from ..core.peft_form import WITH_BASE, PeftContent
-from ..core.site import Arrays, Params, Site, Tensors, shapes_of
+from ..core.peft_form import WITH_BASE, PeftConfig, PeftContent
+from ..core.site import Arrays, Params, Shape, Site, Tensors, shapes_of
 
 KEY = "target_parameters"
 WRAPPED = ".base_layer"
@@ -66,7 +66,7 @@ def targeted_parameters(content: PeftContent) -> PeftContent:
     return content._replace(sites=sites, kinds=kinds)
 
 
-def names_in(config: Mapping[str, Any]) -> list[str]:
+def names_in(config: PeftConfig) -> list[str]:
     """Returns the parameter names in a config, sorted, because PEFT writes them as a set.
 
     Raises:
@@ -94,7 +94,7 @@ def unwrap(path: str) -> str:
     return path
 
 
-def named_at(owner: str, names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+def named_at(owner: str, names: Iterable[str], config: PeftConfig) -> list[str]:
     """Returns the paths of the parameters that these names may mean in the module ``owner``; none if the
     config targets the module itself.
 
@@ -174,7 +174,7 @@ def _in_order(
     )
 
 
-def _fits(shape: tuple[int, ...], rank: int, factors: Tensors) -> bool:
+def _fits(shape: Shape, rank: int, factors: Tensors) -> bool:
     """Returns whether the factors fit a parameter of this ``shape``, in its stored layout or transposed."""
     A, B = factors["lora_A"], factors["lora_B"]
     if len(shape) not in (2, 3) or A.ndim != 2 or B.ndim != 2:
@@ -185,7 +185,7 @@ def _fits(shape: tuple[int, ...], rank: int, factors: Tensors) -> bool:
     )
 
 
-def _is_grouped(config: Mapping[str, Any], name: str) -> bool:
+def _is_grouped(config: PeftConfig, name: str) -> bool:
     """Whether the columns of a parameter's B that belong to one expert lie together.
 
     Raises:
@@ -223,9 +223,7 @@ def _at(value: Any, *keys: str) -> Any:
     return value
 
 
-def _site(
-    name: str, params: Tensors, rank: int, shape: tuple[int, ...] | None, grouped: bool
-) -> tuple[str, Arrays]:
+def _site(name: str, params: Tensors, rank: int, shape: Shape | None, grouped: bool) -> tuple[str, Arrays]:
     """Returns the kind of a parameter and its factors, separated for each matrix of a stack; ``shape`` is the
     shape in the base, if available, and ``grouped`` the order of B's columns.
     """

@@ -7,14 +7,12 @@ are packed into words along the inputs, their zero points into words along the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from ...errors import FormatError
 from ..checkpoint import Checkpoint
 from ..quantization import settings
+from ..renamings import Config
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with, unreadable
 from .fp8 import tile_of, tile_weight
 from .grid import Grid, Groups, integers
@@ -44,7 +42,7 @@ def match(base: Checkpoint) -> list[Weight]:
     return [_integers(module, args, bool(packed)) for module in packed or scaled]
 
 
-def _floats(module: ModuleTensors, args: Mapping[str, Any]) -> Weight:
+def _floats(module: ModuleTensors, args: Config) -> Weight:
     """Returns a float8 weight."""
     module.part("weight", ("F8_E4M3", "F8_E5M2"), (None, None))
     strategy = args.get("strategy")
@@ -59,7 +57,7 @@ def _floats(module: ModuleTensors, args: Mapping[str, Any]) -> Weight:
     return tile_weight(module, "weight_scale", tile)
 
 
-def _integers(module: ModuleTensors, args: Mapping[str, Any], packed: bool) -> Weight:
+def _integers(module: ModuleTensors, args: Config, packed: bool) -> Weight:
     """Returns an integer weight, after checking the shapes of its parts."""
     base, width = module.base, args.get("num_bits")
     if type(width) is not int or width not in ((2, 4, 8) if packed else (8,)):

@@ -9,14 +9,13 @@ Version 1 of the format stores zero points minus one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from ...errors import FormatError
 from ..checkpoint import Checkpoint
 from ..quantization import settings
+from ..renamings import Config
 from .base import SCALES, WORDS, Codec, ModuleTensors, Weight, modules_with, unreadable
 from .grid import Grid, Groups, fixed_zero, integers
 from .layout import CodeLayout, PartLayout
@@ -40,7 +39,7 @@ def match(base: Checkpoint) -> list[Weight]:
     ]
 
 
-def _weight(module: ModuleTensors, config: Mapping[str, Any], width: int, zero_offset: int) -> Weight:
+def _weight(module: ModuleTensors, config: Config, width: int, zero_offset: int) -> Weight:
     """Returns the weight of one module, after checking the shapes of its parts."""
     codes = module.part("qweight", WORDS, (None, None))
     words, rows = module.shape("qweight")
@@ -72,7 +71,7 @@ def _weight(module: ModuleTensors, config: Mapping[str, Any], width: int, zero_o
     return layout.weight(module, (rows, columns), module.dtype("scales"), parts, grid, period)
 
 
-def _groups(module: ModuleTensors, config: Mapping[str, Any], columns: int, count: int) -> Groups:
+def _groups(module: ModuleTensors, config: Config, columns: int, count: int) -> Groups:
     """Returns which inputs share a scale; raises if the stored groups contradict the config."""
     size = config.get("group_size")
     width = columns if size in (None, -1) else size

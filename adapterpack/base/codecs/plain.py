@@ -114,7 +114,7 @@ def _reader(
     matrices: Callable[[str], Sequence[Any]],
 ) -> Reader:
     """Returns the reader of a weight of the safetensors dtype ``name``."""
-    dtype, work = DTYPES[name], work_dtype(name)
+    dtype, work = DTYPES[name], np.dtype(np.float64 if name == "F64" else np.float32)
 
     @contextmanager
     def opened() -> Iterator[Read]:
@@ -159,13 +159,6 @@ def _writer(runs: Sequence[_Run], out: str) -> Writer:
         stochastic=True,
         plain=DTYPES[out],
     )
-
-
-def work_dtype(dtype: str) -> np.dtype[Any]:
-    """Returns the dtype for computing changes to a tensor of this safetensors dtype: float32, or float64 for
-    float64.
-    """
-    return np.dtype(np.float64 if dtype == "F64" else np.float32)
 
 
 _TABLES: dict[np.dtype[Any], np.ndarray] = {}

@@ -16,6 +16,8 @@ from ...errors import ConfigError, nearest
 from ...lowrank import Factors, FactorSum, RowSource, Term, zero
 from ...registry import Registry
 
+Arguments = Mapping[str, Any]
+"""The parameters of a rule, by name."""
 Combination = Factors | FactorSum | RowSource
 """The result of a rule at a site: factors, a weighted sum of the given factors, or a dense change that yields
 blocks of rows.
@@ -119,7 +121,7 @@ class Rule(NamedTuple):
             if parameter.kind is parameter.KEYWORD_ONLY
         }
 
-    def arguments(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+    def arguments(self, params: Arguments | None) -> dict[str, Any]:
         """Returns every parameter with its given or default value; accepts an integer where the parameter is
         a float.
 
@@ -151,7 +153,7 @@ class Rule(NamedTuple):
         return values
 
     def prepared(
-        self, sites: Sequence[Sequence[Term]], arguments: Mapping[str, Any]
+        self, sites: Sequence[Sequence[Term]], arguments: Arguments
     ) -> Callable[[Sequence[Term]], Combination]:
         """Runs the survey on these sites and returns a function that combines the terms of one of them.
         Leaves out terms of weight 0.

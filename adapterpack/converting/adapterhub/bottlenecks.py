@@ -17,7 +17,7 @@ from ...errors import FormatError, Unsupported, excerpt
 from ...manifest import MethodSites
 from ..numbers import finite_number
 from .families import Family
-from .settings import require_settings, setting
+from .settings import Settings, require_settings, setting
 
 Sites = dict[Site, tuple[Any, Arrays]]
 
@@ -90,7 +90,7 @@ are the transposes, in reverse order.
 
 
 def read(
-    config: Mapping[str, Any], places: Mapping[str, Tensors], shared: Tensors, family: Family, where: str
+    config: Settings, places: Mapping[str, Tensors], shared: Tensors, family: Family, where: str
 ) -> tuple[MethodSites, Arrays]:
     """Returns the sites of a bottleneck adapter by AdapterHub's places, and the parameters that they share.
 
@@ -214,7 +214,7 @@ def _rules(shared: Tensors, where: str) -> Arrays:
 
 
 def _config(
-    method: Any, settings: Mapping[str, Any], path: str, width: int, reduction: Any, layer: str, where: str
+    method: Any, settings: Settings, path: str, width: int, reduction: Any, layer: str, where: str
 ) -> Any:
     """Returns the config at one site; its reduction may be one number for all layers, or one for each layer
     number with a default.

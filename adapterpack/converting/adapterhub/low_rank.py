@@ -20,7 +20,7 @@ from ..numbers import finite_number
 from ..packs import drop_targets
 from .bottlenecks import Sites
 from .families import Family
-from .settings import require_settings, setting
+from .settings import Settings, require_settings, setting
 
 _FREE = frozenset(
     {
@@ -48,7 +48,7 @@ _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
 _PARTS = "qkv"
 
 
-def read(config: Mapping[str, Any], places: Mapping[str, Tensors], family: Family, where: str) -> MethodSites:
+def read(config: Settings, places: Mapping[str, Tensors], family: Family, where: str) -> MethodSites:
     """Returns the sites of a LoRA or (IA)^3 by the path of their layers.
 
     Raises:

@@ -12,7 +12,11 @@ from ...errors import FormatError, Unsupported, excerpt, printable
 _REMEDY = "train it without that option, or keep it with the library that made it"
 
 
-def setting(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+Settings = Mapping[str, Any]
+"""The settings of an adapter, as AdapterHub names them."""
+
+
+def setting(config: Settings, key: str, kind: type, where: str) -> Any:
     """Returns a setting that must exist and have that type.
 
     Raises:
@@ -30,7 +34,7 @@ def setting(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 
 
 def require_settings(
-    config: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]], free: frozenset[str], where: str
+    config: Settings, understood: Mapping[str, tuple[Any, ...]], free: frozenset[str], where: str
 ) -> None:
     """Checks that every setting is ``free``, or has a value among those ``understood``; a missing setting
     counts as the first of these values.

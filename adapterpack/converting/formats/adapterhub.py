@@ -35,14 +35,6 @@ _VERSION = "adapters.1.3.0"
 _NO_HEAD = "convert a copy of the folder without the files of the head"
 
 
-def _detect(path: Path) -> bool:
-    return (
-        (path / layout.CONFIG).is_file()
-        and not (path / TENSORS).exists()
-        and any((path / name).is_file() for name in (_FILE, _PICKLE))
-    )
-
-
 def _read(source: ConversionSource) -> Reading:
     where = source.path / layout.CONFIG
     saved = read_config(where)
@@ -221,7 +213,11 @@ ADAPTERHUB = FORMATS.register(
         "adapterhub",
         "AdapterHub's adapter_config.json and adapter.safetensors",
         True,
-        _detect,
+        lambda path: (
+            (path / layout.CONFIG).is_file()
+            and not (path / TENSORS).exists()
+            and any((path / name).is_file() for name in (_FILE, _PICKLE))
+        ),
         _read,
         _write,
         rank=20,

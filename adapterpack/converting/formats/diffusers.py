@@ -59,10 +59,6 @@ _CHANGES = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_repl
 """PEFT's options that change the mathematics of a plain LoRA."""
 
 
-def _detect(path: Path) -> bool:
-    return any(_of_today(key).endswith((f".{_A}", f".{_B}")) for key in keys_of(path))
-
-
 def _of_today(key: str) -> str:
     """Returns a key as diffusers writes it now.
 
@@ -212,7 +208,7 @@ DIFFUSERS = FORMATS.register(
         "diffusers",
         "diffusers' keys (...lora_A.weight) in safetensors, one file",
         False,
-        _detect,
+        lambda path: any(_of_today(key).endswith((f".{_A}", f".{_B}")) for key in keys_of(path)),
         _read,
         _write,
         rank=40,

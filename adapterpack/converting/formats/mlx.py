@@ -47,14 +47,6 @@ _METHODS = {"lora": "lora", "dora": "dora"}
 """``fine_tune_type`` -> the method."""
 
 
-def _detect(path: Path) -> bool:
-    return (
-        (path / layout.CONFIG).is_file()
-        and not (path / TENSORS).exists()
-        and any((path / name).is_file() for name in (_FILE, _OLD))
-    )
-
-
 def _read(source: ConversionSource) -> Reading:
     method, rank, scale = _settings(read_config(source.path / layout.CONFIG), source.path / layout.CONFIG)
     alpha = finite_number(scale * rank, f"{source.path / layout.CONFIG}#/lora_parameters/scale")
@@ -228,7 +220,11 @@ MLX = FORMATS.register(
         "mlx",
         "mlx-lm's adapters.safetensors and adapter_config.json",
         True,
-        _detect,
+        lambda path: (
+            (path / layout.CONFIG).is_file()
+            and not (path / TENSORS).exists()
+            and any((path / name).is_file() for name in (_FILE, _OLD))
+        ),
         _read,
         _write,
         rank=20,

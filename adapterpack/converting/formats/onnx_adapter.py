@@ -68,7 +68,12 @@ def _values(pack: Pack) -> tuple[Values, tuple[str, ...]]:
             remedy="keep it as a pack, or export a bundle",
         )
     plain, notes = dequantize(pack)
-    values = pack_values(_wide(plain))
+    # in float64, so that factor and scale are multiplied first and rounded once to the slot's float32
+    values = pack_values(
+        dataclasses.replace(
+            plain, tensors={name: value.astype(np.float64) for name, value in plain.tensors.items()}
+        )
+    )
     if not values:
         raise Unsupported(
             "the format holds inputs of a graph, and this adapter has none",
@@ -84,15 +89,6 @@ def _values(pack: Pack) -> tuple[Values, tuple[str, ...]]:
     if labels := pack.manifest.task.labels:
         notes += (f"the format has no place for label names: {len(labels)} are left out",)
     return values, notes
-
-
-def _wide(pack: Pack) -> Pack:
-    """Returns the pack with float64 tensors, so that factor and scale are multiplied first and rounded once
-    to the slot's float32.
-    """
-    return dataclasses.replace(
-        pack, tensors={name: value.astype(np.float64) for name, value in pack.tensors.items()}
-    )
 
 
 def _read(source: ConversionSource) -> Reading:

@@ -8,12 +8,8 @@ from pathlib import Path
 from ...manifest import manifest as m
 from ...pack import Pack, load
 from ..base import BaseModel
-from ..format import FORMATS, ConversionSource, Format, Reading
+from ..format import FORMATS, Format, Reading
 from ..packs import dequantize, require_base_fits
-
-
-def _read(source: ConversionSource) -> Reading:
-    return Reading(require_base_fits(load(source.path), source.base))
 
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
@@ -28,7 +24,7 @@ PACK = FORMATS.register(
         "a pack: manifest and tensors",
         True,
         lambda path: os.path.lexists(path / m.FILE_NAME),
-        _read,
+        lambda source: Reading(require_base_fits(load(source.path), source.base)),
         _write,
         rank=0,
     )

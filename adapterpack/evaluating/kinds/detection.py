@@ -16,6 +16,7 @@ from ..evaluation import (
     EvaluatedModel,
     Evaluation,
     Judgement,
+    Result,
     read_files,
     target_of,
 )
@@ -56,7 +57,7 @@ def _judge(rows: AnsweredRows) -> Judgement:
 
 
 def matches(
-    known: tuple[Sequence[Any], Sequence[Sequence[float]]], objects: Sequence[Mapping[str, Any]]
+    known: tuple[Sequence[Any], Sequence[Sequence[float]]], objects: Sequence[Result]
 ) -> dict[str, Matches]:
     """Returns label -> which of the ``objects`` found in an image are right: each, from the surest on, takes
     the box that it overlaps most of those that none has taken (https://cocodataset.org/#detection-eval).

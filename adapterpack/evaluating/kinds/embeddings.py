@@ -4,7 +4,7 @@ agree with scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from ..evaluation import (
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
-    EvaluationRow,
     Judgement,
     RowReader,
     read_files,
@@ -80,12 +79,16 @@ def _ranks(keys: Sequence[Sequence[str]], vectors: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _as_array(model: EvaluatedModel, row: EvaluationRow, result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"embedding": np.array(result["embedding"], np.float32)}
-
-
 for _name, _task, _reader in (
     ("embeddings", "feature-extraction", _read),
     ("images-and-texts", "zero-shot-image-classification", _read_images),
 ):
-    EVALUATIONS.register(Evaluation(_name, (_task,), _reader, _judge, reduce=_as_array))
+    EVALUATIONS.register(
+        Evaluation(
+            _name,
+            (_task,),
+            _reader,
+            _judge,
+            reduce=lambda model, row, result: {"embedding": np.array(result["embedding"], np.float32)},
+        )
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ..evaluation import (
     Evaluation,
     EvaluationRow,
     Judgement,
+    Result,
     read_files,
     target_of,
 )
@@ -33,7 +33,7 @@ def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> tuple
     return str(file)[:200], (file, labels)
 
 
-def _count_pixels(model: EvaluatedModel, row: EvaluationRow, result: Mapping[str, Any]) -> dict[str, Any]:
+def _count_pixels(model: EvaluatedModel, row: EvaluationRow, result: Result) -> Result:
     """Returns how many pixels of each label are right, given or wanted, and wanted."""
     assert model.labels is not None
     answer, count = result["segmentation"], len(model.labels.names)
@@ -67,7 +67,7 @@ def mean_iou(both: np.ndarray, either: np.ndarray) -> float:
     return float((both / np.maximum(either, 1)).sum() / max((either > 0).sum(), 1))
 
 
-def _measure_depths(model: EvaluatedModel, row: EvaluationRow, result: Mapping[str, Any]) -> dict[str, Any]:
+def _measure_depths(model: EvaluatedModel, row: EvaluationRow, result: Result) -> Result:
     """Returns the sum of the relative errors of pixels, how many are close, and how many there are."""
     given = np.array(result["depth"]["values"])
     wanted = nearest(model.media.map(row.known[0]), given.shape)

@@ -39,7 +39,7 @@ def _names_of(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(one.name for one in takewhile(lambda one: one.kind in named, parameters))
 
 
-def named_arguments(module: nn.Module, args: Args, kwargs: Kwargs) -> dict[str, Any]:
+def named_arguments(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
     """Returns the arguments of a call of a module by their names."""
     return {**dict(zip(argument_names(module), args, strict=False)), **kwargs}
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from ...adapter_methods import PROMPT, PromptForm
 from ...errors import Unsupported
-from .calls import argument_names, named_arguments
+from .calls import Kwargs, argument_names, named_arguments
 from .layer import NewAdapter
 from .prompts import (
     CACHES,
@@ -106,7 +106,7 @@ class EncoderDecoderPrompts(Prompts):
             inputs["encoder_attention_mask"] = with_room(mask, form.length)
         return self._decoder.inner(**inputs)
 
-    def _with_prefix(self, inputs: dict[str, Any], form: PromptForm, name: str) -> Any:
+    def _with_prefix(self, inputs: Kwargs, form: PromptForm, name: str) -> Any:
         """Runs the decoder with the prompt's keys and values at the start of its self-attention cache."""
         given = [inputs.pop(name) for name in CACHES if name in inputs]
         cache = next((each for each in given if each is not None), None)

@@ -177,7 +177,7 @@ class Prompts(Adapted):
             else form.length
         )
 
-    def _count(self, inputs: dict[str, Any], extra: int, past: int, shown: bool) -> None:
+    def _count(self, inputs: Kwargs, extra: int, past: int, shown: bool) -> None:
         """Extends mask, positions and token types by ``extra`` virtual tokens.
 
         ``shown`` means that the virtual tokens are among this pass's inputs; otherwise they are in the cache.
@@ -212,7 +212,7 @@ class Prompts(Adapted):
         if kinds is not None and shown:
             inputs["token_type_ids"] = with_room(kinds, extra, 0)
 
-    def _with_embeds(self, inputs: dict[str, Any], form: PromptForm, tasks: Any) -> dict[str, Any]:
+    def _with_embeds(self, inputs: Kwargs, form: PromptForm, tasks: Any) -> Kwargs:
         """Returns the inputs with the prompt's embeddings before those of the tokens."""
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
@@ -224,7 +224,7 @@ class Prompts(Adapted):
         before = prompt.to(embeds.dtype).expand(embeds.shape[0], form.length, embeds.shape[2])
         return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([before, embeds], dim=1)}
 
-    def _with_cache(self, inputs: dict[str, Any], form: PromptForm) -> dict[str, Any]:
+    def _with_cache(self, inputs: Kwargs, form: PromptForm) -> Kwargs:
         """Returns the inputs with a cache that contains the prompt's keys and values."""
         if not self._cache_name:
             raise Unsupported(
@@ -323,7 +323,7 @@ def runs_layers_again(trunk: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
 
 
-def tokens_of(inputs: dict[str, Any]) -> Tensor:
+def tokens_of(inputs: Kwargs) -> Tensor:
     """Returns the token ids among the inputs of a pass, or the embeddings that are there instead."""
     tokens: Tensor = inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
     return tokens

@@ -4,7 +4,7 @@ method needs it, runs the base once before each call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -95,7 +95,7 @@ def _part_of(model: nn.Module, path: str) -> nn.Module:
     return next((part for part in parts if isinstance(part, PreTrainedModel)), model)
 
 
-def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
+def _refuse_cache(kwargs: Kwargs, name: str) -> None:
     """Raises if a call passes a cache that already holds tokens."""
     for cache in _CACHES:
         passed = kwargs.get(cache)
@@ -113,7 +113,13 @@ def _hidden(model: nn.Module, args: Args, kwargs: Kwargs, name: str) -> Tensor:
     inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), _bare(model):
         output = model.forward(
-            *args, **{**inputs, "output_hidden_states": True, "return_dict": True, **_no_cache(model)}
+            *args,
+            **{
+                **inputs,
+                "output_hidden_states": True,
+                "return_dict": True,
+                **({"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}),
+            },
         )
     states = getattr(output, "hidden_states", None)
     if not states:
@@ -137,8 +143,3 @@ def _bare(model: nn.Module) -> Iterator[None]:
     finally:
         for module, names in before:
             module._active = names
-
-
-def _no_cache(model: nn.Module) -> dict[str, bool]:
-    """Returns the argument that switches the cache off, if the model knows it."""
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}

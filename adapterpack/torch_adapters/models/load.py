@@ -28,6 +28,7 @@ from ...runtime.text.tokenizer import MAX_TOKENIZER, encoded_apart
 from ...runtime.text.tokenizer_limits import is_quick, require_bounded_growth, require_bounded_load
 from ...tasks import NO_TASK, Task, type_of
 from ...tasks.data import MARKED
+from ..layers.calls import Args, Kwargs
 from .row_frequencies import separate_rows
 from .size import bounded_build, require_fitting
 
@@ -92,7 +93,8 @@ def load_for_task(
             **options,
         )
     separate_rows(model)
-    if _tells_padding_by_id(model):
+    # decoders that classify find the last token of a row by the padding id instead of the mask
+    if "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names:
         _name_padding(model.config.get_text_config(), folder)
         model.register_forward_pre_hook(_fill_padding, with_kwargs=True)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
@@ -110,13 +112,6 @@ def load_for_task(
     return model, sorted({name.rpartition(".")[0] for name in new})
 
 
-def _tells_padding_by_id(model: Any) -> bool:
-    """Whether a model finds the last token of a row by the padding id instead of the mask, as decoders that
-    classify do.
-    """
-    return "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
-
-
 def _name_padding(config: Any, folder: Path) -> None:
     """Sets the config's padding id if it has none or one outside of the vocabulary: to the tokenizer's
     padding or end token, else the config's end token.
@@ -132,9 +127,7 @@ def _name_padding(config: Any, folder: Path) -> None:
     config.pad_token_id = next(token for token in candidates if type(token) is int)
 
 
-def _fill_padding(
-    model: Any, args: tuple[Any, ...], inputs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _fill_padding(model: Any, args: Args, inputs: Kwargs) -> tuple[Args, Kwargs] | None:
     """Replaces masked ids by the model's padding id, as a pre-forward hook, so that a row gives the same
     result as alone.
     """

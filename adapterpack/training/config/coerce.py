@@ -43,11 +43,6 @@ def _as(kind: Any, value: Any) -> Any:
     return _READERS.get(typing.get_origin(kind) or kind, _plain)(kind, value)
 
 
-def _anything(_: Any, value: Any) -> Any:
-    """Accepts any value; lists become tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _plain(kind: Any, value: Any) -> Any:
     """Accepts only instances of the type itself; a bool is no int here."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -102,7 +97,8 @@ _READERS: dict[Any, Callable[[Any, Any], Any]] = {
     tuple: _names,
     Mapping: _table,
     typing.Literal: _choice,
-    Any: _anything,
+    # any value; lists become tuples
+    Any: lambda _, value: tuple(value) if isinstance(value, list) else value,
 }
 """Maps a type to the function that converts to it; other types accept only their own instances."""
 

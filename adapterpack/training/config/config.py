@@ -18,14 +18,14 @@ from ...paths import StrPath
 from ...tasks import TASKS
 from ..trainers.kind import TrainerKind, trainer_of
 from .coerce import typed_value
-from .fields import LEAST, NAME, PARTS, POSITIVE, RUN, TrainConfig, field_names
+from .fields import LEAST, NAME, PARTS, POSITIVE, RUN, Settings, TrainConfig, field_names
 from .sources import sources_of
 from .tools import OtherTool, Translation, is_set, ours, tool_of, translate
 from .unknown_keys import method_of, own_settings, require_known
 
 
 def read_config(
-    source: StrPath | Mapping[str, Any] | TrainConfig,
+    source: StrPath | Settings | TrainConfig,
     overrides: Iterable[str] = (),
     tool: str | None = None,
 ) -> tuple[list[TrainConfig], list[str]]:
@@ -95,7 +95,7 @@ def read_config(
 _MOST_VARIANTS = 64
 
 
-def _sweep(values: Mapping[str, Any], where: object) -> list[dict[str, Any]] | None:
+def _sweep(values: Settings, where: object) -> list[dict[str, Any]] | None:
     """Returns an entry for each combination of settings that list several values where one is meant; None if
     none does.
 
@@ -123,7 +123,7 @@ def _sweep(values: Mapping[str, Any], where: object) -> list[dict[str, Any]] | N
     return [{"name": name, **one} for name, one in named.items()] if swept else None
 
 
-def _takes_one(key: str, hints: Mapping[str, Any]) -> bool:
+def _takes_one(key: str, hints: Settings) -> bool:
     """Whether a setting takes one value and no list."""
     if key not in hints:
         return False
@@ -134,13 +134,13 @@ def _takes_one(key: str, hints: Mapping[str, Any]) -> bool:
     return False
 
 
-def _hints(method: Method, kind: TrainerKind) -> dict[str, Any]:
+def _hints(method: Method, kind: TrainerKind) -> Settings:
     """Returns the types of all settings of a training with this method and trainer."""
     return {**types_of_fields(method.config), **types_of_fields(kind.config), **types_of_fields(TrainConfig)}
 
 
 def _under_our_names(
-    values: Mapping[str, Any], tool: OtherTool, notes: list[str], where: object
+    values: Settings, tool: OtherTool, notes: list[str], where: object
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns values that are no file of another tool under our names, and where each came from; notes each
     name that is another's.
@@ -153,7 +153,7 @@ def _under_our_names(
 
 
 def _read_file(
-    settings: Mapping[str, Any], tool: OtherTool, notes: list[str], where: object
+    settings: Settings, tool: OtherTool, notes: list[str], where: object
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns a file's settings under our names, with the defaults of the tool that it was written for, and
     where each came from; what is not set in it is left out.
@@ -186,7 +186,7 @@ _OTHER = "the file's "
 """What precedes the name that a file has for a setting of ours."""
 
 
-def as_mapping(config: TrainConfig) -> dict[str, Any]:
+def as_mapping(config: TrainConfig) -> Settings:
     """Returns all settings of a run and of its method as a mapping that reads back as this configuration.
 
     For a pack that is trained further, it contains only those of the method's settings that were given.
@@ -215,7 +215,7 @@ _PLACES = frozenset(
 """Settings that name a place on this machine; the pack describes what is there instead."""
 
 
-def claim(config: TrainConfig) -> dict[str, Any]:
+def claim(config: TrainConfig) -> Settings:
     """Returns the settings that a pack claims about its training, without those specific to a machine."""
     plain: dict[str, Any] = strict_json.plain(
         {key: value for key, value in as_mapping(config).items() if key not in _PLACES}
@@ -233,7 +233,7 @@ def _override(text: str) -> tuple[str, Any]:
     return key, plain_yaml.loads(value, key, what="the value of an override is not valid YAML")
 
 
-def _load_yaml(path: Path) -> dict[str, Any]:
+def _load_yaml(path: Path) -> Settings:
     """Reads a YAML file whose top level is a mapping."""
     loaded = plain_yaml.read(path)
     if not isinstance(loaded, dict):
@@ -243,7 +243,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _require_bounds(typed: Mapping[str, Any], where: object, written: Mapping[str, str]) -> None:
+def _require_bounds(typed: Settings, where: object, written: Mapping[str, str]) -> None:
     """Raises if a number of a run is out of range; names a key as the file has ``written`` it."""
     for key, least in LEAST.items():
         value, above = typed.get(key), key in POSITIVE
@@ -264,7 +264,7 @@ def _require_bounds(typed: Mapping[str, Any], where: object, written: Mapping[st
         )
 
 
-def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
+def _targets(values: Settings, method: Method) -> dict[str, str]:
     """Returns the task's default targets, where they replace the method's usual ``all-linear``."""
     task = TASKS.find(str(values["task"]))
     adapted = None if task is None or task.training is None else task.training.adapted
@@ -273,7 +273,7 @@ def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
     return {"targets": adapted} if adapted is not None and usual == "all-linear" and new else {}
 
 
-def _config(values: Mapping[str, Any], where: object, origins: Mapping[str, str]) -> TrainConfig:
+def _config(values: Settings, where: object, origins: Mapping[str, str]) -> TrainConfig:
     """Checks the values of one adapter and returns its config."""
     method, kind = method_of(values, where), trainer_of(values)
     values = {

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import ConfigError, nearest
 from ...io import read_file, resolved_inside, strict_json
+from .fields import Settings
 from .other_datasets import Stop
 
 INFO = "dataset_info.json"
@@ -78,7 +79,7 @@ def listed_sources(
     return sources
 
 
-def _info(folder: str | Path) -> Mapping[str, Any]:
+def _info(folder: str | Path) -> Settings:
     """Reads the list of data sets in a folder."""
     if str(folder).startswith(("REMOTE:", "ONLINE")):
         raise Stop(
@@ -99,7 +100,7 @@ def _info(folder: str | Path) -> Mapping[str, Any]:
     return info
 
 
-def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _source(name: str, info: Settings, folder: Path) -> Settings:
     """Returns the source that an entry of the list describes; raises if the entry has settings that are not
     supported.
     """

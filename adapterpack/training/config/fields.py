@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from ...notebook import Shown
 
-Sources = str | Mapping[str, Any] | tuple[Any, ...]
+Settings = Mapping[str, Any]
+"""Settings of a file or of a run, by name."""
+Sources = str | Settings | tuple[Any, ...]
 """The types in which a configuration names data; see :class:`.sources.Source`."""
 
 LEAST: dict[str, float] = {

@@ -7,6 +7,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from .fields import Settings
+
 
 class Stop(ValueError):
     """A value in another tool's file that stops the run; the text says why."""
@@ -40,7 +42,7 @@ class Type(Struct, forbid_unknown_fields=True):
     messages: dict[str, str] = {}
 
 
-def axolotl_source(entry: str | Mapping[str, Any], types: Mapping[str, Type]) -> dict[str, Any]:
+def axolotl_source(entry: str | Settings, types: Mapping[str, Type]) -> Settings:
     """Returns the source of one of axolotl's data sets, whose type is one of ``types``.
 
     Raises:
@@ -90,7 +92,7 @@ def axolotl_source(entry: str | Mapping[str, Any], types: Mapping[str, Type]) ->
     return {**source, **{key: value for key, value in more.items() if value}}
 
 
-def trl_sources(values: Mapping[str, Any], evaluates: bool) -> dict[str, Any]:
+def trl_sources(values: Settings, evaluates: bool) -> Settings:
     """Returns the data to train on and to evaluate on, as TRL's scripts name them.
 
     Example:

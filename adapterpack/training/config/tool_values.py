@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Protocol
 from ...base import dtypes
 from ...tasks.conversations.templates import OWN, has_template
 from .dataset_info import listed_sources
+from .fields import Settings
 from .other_datasets import Stop, Type, axolotl_source, split_of, trl_sources
-
-Settings = Mapping[str, Any]
 
 
 class Forms(Protocol):

@@ -10,7 +10,7 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ...errors import ConfigError, closest
+from .fields import Settings
 from .other_datasets import Stop, Type
 from .tool_values import FUNCTIONS, File
 
@@ -135,7 +136,7 @@ def is_set(value: Any) -> bool:
 
 
 def translate(
-    values: Mapping[str, Any], tool: OtherTool, notes: list[str], where: object, known: Collection[str] = ()
+    values: Settings, tool: OtherTool, notes: list[str], where: object, known: Collection[str] = ()
 ) -> Translation:
     """Returns the values under this package's names, by a tool's table; appends what it worked out to
     ``notes``.
@@ -179,7 +180,7 @@ def translate(
     return done
 
 
-def _apply(rule: str | KeyRule | None, file: File) -> Mapping[str, Any]:
+def _apply(rule: str | KeyRule | None, file: File) -> Settings:
     """Returns the settings of ours that one key leads to."""
     if rule is None:
         return {file.key: file.value}

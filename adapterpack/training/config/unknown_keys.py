@@ -8,7 +8,7 @@ from typing import Any
 from ...adapter_methods import Method, SiteConfig, get, methods
 from ...errors import ConfigError, closest, excerpt, nearest
 from ..trainers.kind import TRAINERS, trainer_of
-from .fields import RUN, field_names
+from .fields import RUN, Settings, field_names
 from .tools import ours
 
 
@@ -31,7 +31,7 @@ def method_of(values: Mapping[Any, Any], where: object) -> Method:
     return get(named.lower())
 
 
-def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
+def require_known(parts: Mapping[Any, Settings]) -> None:
     """Raises if a file's parts (place -> settings) contain unknown keys; a part is the whole file or one
     adapter.
 

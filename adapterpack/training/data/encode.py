@@ -5,7 +5,7 @@ evaluate on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import accumulate, pairwise
@@ -18,7 +18,7 @@ from pyarrow import ArrowInvalid, ArrowTypeError
 from ...errors import ConfigError
 from ...readable import things
 from ...tasks import Task, TaskTraining
-from ...tasks.data import DataReport, Labels
+from ...tasks.data import DataReport, Labels, Row
 from ...tasks.data.report import table
 from ..config.fields import TrainConfig
 from ..config.sources import sources_of
@@ -84,7 +84,7 @@ def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple
     return train, evaluation
 
 
-def _distinct(rows: Iterable[Mapping[str, Any]], seen: set[bytes]) -> list[int]:
+def _distinct(rows: Iterable[Row], seen: set[bytes]) -> list[int]:
     """Returns the numbers of the rows not ``seen`` before, logs how many were, and adds all of them.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
@@ -15,8 +15,9 @@ from datasets import Dataset
 from ...errors import ConfigError
 from ...io import cache_folder, own_folder
 from ...library_errors import library_errors
+from ...tasks.data import Row
 
-Rows = Sequence[Mapping[str, Any]] | Any
+Rows = Sequence[Row] | Any
 """A list of rows, or a table of ``datasets``."""
 
 

@@ -35,7 +35,7 @@ from ...runtime.media.image_processing import DATA
 from ...runtime.media.inputs import extend
 from ...runtime.media.pictures import PicturesOfRow, arrays_of
 from ...tasks import TaskTraining
-from ...tasks.data import IGNORED, OWN_COLUMNS, DataReport, Labels, report_of
+from ...tasks.data import IGNORED, OWN_COLUMNS, DataReport, Labels, Row, report_of
 from ...tasks.data.problems import labels_in as of_values
 from ...tasks.data.problems import require_label
 from ..config.sources import Source
@@ -393,7 +393,7 @@ class Collator:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
-def _call_values(row: Mapping[str, Any]) -> dict[str, Any]:
+def _call_values(row: Row) -> dict[str, Any]:
     """Returns a row with its callable values called; where one gives several inputs by name, they take its
     place.
     """
@@ -404,6 +404,6 @@ def _call_values(row: Mapping[str, Any]) -> dict[str, Any]:
     return called
 
 
-def token_count(row: Mapping[str, Any]) -> int:
+def token_count(row: Row) -> int:
     """Returns the number of tokens of the longest text in an encoded row; 0 if it has none."""
     return max((len(value) for key, value in row.items() if key.endswith("input_ids")), default=0)

@@ -9,13 +9,14 @@ the model really does.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
 import torch
 
 from ...errors import Unsupported
+from ...tasks.data import Row
 from ...tasks.task import IGNORED
 from ...torch_adapters import evaluation_mode
 from ...torch_adapters.canaries.canary import coarse
@@ -25,7 +26,7 @@ _TRIED = 12
 """How many tokens of each of two rows the trial uses."""
 
 
-def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[str, Any]]:
+def pack_sequences(rows: Sequence[Row], width: int) -> list[dict[str, Any]]:
     """Packs rows of ``input_ids`` and ``labels`` into few rows of at most ``width`` tokens, by best fit, the
     longest first.
 
@@ -58,7 +59,7 @@ def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[s
     return [_join([rows[number] for number in sorted(numbers)]) for numbers in sorted(bins, key=min)]
 
 
-def _join(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _join(rows: Sequence[Row]) -> dict[str, Any]:
     """Joins rows into one. The first token of each is not learned, because its prediction would come from the
     row before.
     """
@@ -69,7 +70,7 @@ def _join(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def require_apart(model: Any, rows: Sequence[Row]) -> None:
     """Raises unless the model, with its adapters, gives two packed rows the logits that each has alone.
 
     Raises:
@@ -91,7 +92,7 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     options = {"use_cache": False} if "use_cache" in accepted else {}
     device = device_of(model)
 
-    def logits(row: Mapping[str, Any]) -> torch.Tensor:
+    def logits(row: Row) -> torch.Tensor:
         inputs = {
             key: torch.tensor([row[key]], device=device)
             for key in ("input_ids", "position_ids")

@@ -22,7 +22,7 @@ from ...runtime import context_length
 from ...tasks import TASKS, Task, TaskTraining, reads_types
 from ...tasks.conversations.encoding import require_end
 from ...tasks.conversations.templates import OWN, chat_template, with_defaults
-from ...tasks.data import IGNORED, NUMBER, PROBLEMS, DataReport, Labels
+from ...tasks.data import IGNORED, NUMBER, PROBLEMS, DataReport, Labels, Row
 from ...torch_adapters import adapted_layers, load_config, load_for_task, load_tokenizer
 from ...torch_adapters.adapt import adapt
 from ...torch_adapters.canaries.inputs import token_types
@@ -131,7 +131,7 @@ def prepare(
     return PreparedRun(model, _packed(model, rows, config), reference, started, template)
 
 
-def _seen_together(model: Any, row: Mapping[str, Any]) -> dict[str, list[int]]:
+def _seen_together(model: Any, row: Row) -> dict[str, list[int]]:
     """Returns the types of a row's tokens, where images or prompts of the model see later tokens of theirs: a
     prompt ends with the first token that is learned.
     """
