@@ -8,13 +8,16 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
 _PACKAGE = Path(__file__).parent
+T = TypeVar("T")
 
 
 def resource(relative: str) -> Path:
@@ -32,6 +35,11 @@ def schema(name: str) -> dict[str, Any]:
     """Returns the JSON Schema of that name, for instance ``manifest.v1``."""
     loaded: dict[str, Any] = json.loads(resource(f"schemas/{name}.json").read_text("utf-8"))
     return loaded
+
+
+def table(relative: str, kind: type[T]) -> T:
+    """Returns the contents of a shipped TOML file as that type."""
+    return msgspec.toml.decode(resource(relative).read_bytes(), type=kind)
 
 
 def templates(package: str, escape: Callable[[object], Markup]) -> Environment:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from .. import resources
 from ..errors import ConfigError, UnknownName, Unsupported, excerpt, nearest
 from ..manifest.manifest import FILE_NAME
 from ..pack import Pack
@@ -63,8 +64,7 @@ class MergekitTable(msgspec.Struct, frozen=True):
 @cache
 def table() -> MergekitTable:
     """Returns what becomes of mergekit's methods and keys."""
-    path = Path(__file__).with_name("mergekit.toml")
-    return msgspec.toml.decode(path.read_bytes(), type=MergekitTable)
+    return resources.table("composing/mergekit.toml", MergekitTable)
 
 
 class Model(NamedTuple):

@@ -9,63 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..adapter_methods import METHODS, Method, PeftConfig
 from ..errors import FormatError, Unsupported, excerpt, printable
 from ..io import read_file, strict_json
 from ..manifest import manifest as m
+from ..resources import table
 
 _MAX_CONFIG = 4 << 20
 
 
-_DECISIVE: dict[str, tuple[Any, ...]] = {
-    "bias": (None, "none"),
-    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (None, False)),
-    **dict.fromkeys(("layer_replication", "alora_invocation_tokens", "target_parameters"), (None, [])),
-    "trainable_token_indices": (None, [], {}),
-}
-"""Options of PEFT (up to 0.21) that change the result unless they have one of these values, or the value that
-the method itself writes.
-"""
-_OF_SOME_METHODS: dict[str, tuple[Any, ...]] = {
-    "alpha_pattern": (None, {}),
-    **dict.fromkeys(
-        ("arrow_config", "enable_lora", "kasa_config", "monteclora_config", "velora_config"), (None,)
-    ),
-    **dict.fromkeys(("use_bdlora", "use_rslora"), (None, False)),
-}
-"""Options that a method has, and the values with which another leaves them off."""
-_SAID_BY_TENSORS = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "loftq_config",
-        "lora_ga_config",
-        "megatron_config",
-        "megatron_core",
-        "merge_weights",
-        "modules_to_save",
-        "peft_type",
-        "peft_version",
-        "psoft_alpha",
-        "psoft_svd_lowrank_niter",
-        "qalora_group_size",
-        "random_seed",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-        "lora_B_layout",
-        "unsloth_fused_expert_lora",
-    }
-)
-"""Options about where the tensors came from and where they go, which the tensors say themselves."""
+class KnownOptions(msgspec.Struct, frozen=True):
+    """The contents of ``options.toml``."""
+
+    said_by_tensors: frozenset[str]
+    decisive: dict[str, list[Any]]
+    of_some_methods: dict[str, list[Any]]
+
+
+_KNOWN = table("peft/options.toml", KnownOptions)
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -129,7 +92,8 @@ def likely(config: PeftConfig) -> list[Method]:
 
 def _is_harmless(key: str, value: Any) -> bool:
     """Whether an option is known to change nothing with this value."""
-    return key in _SAID_BY_TENSORS or value in _DECISIVE.get(key, _OF_SOME_METHODS.get(key, ()))
+    off = _KNOWN.decisive.get(key, _KNOWN.of_some_methods.get(key))
+    return key in _KNOWN.said_by_tensors or (off is not None and (value is None or value in off))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -173,12 +137,12 @@ def unknown_options(
     """
     unknown = {}
     for key, value in config.items():
-        understood = key in written and (key not in _DECISIVE or value == written[key])
+        understood = key in written and (key not in _KNOWN.decisive or value == written[key])
         if understood or _is_harmless(key, value):
             continue
         if any(key in options and options[key] == value for options in layers):
             continue
-        if key in _DECISIVE or key in _OF_SOME_METHODS or value not in _OFF:
+        if key in _KNOWN.decisive or key in _KNOWN.of_some_methods or value not in _OFF:
             raise Unsupported(
                 f"this PEFT option is not supported: {key}",
                 where=f"{where}#/{key}",

@@ -4,12 +4,13 @@ model family.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from ...errors import Unsupported
+from ...resources import table
 
 
 class GGUFFamily(NamedTuple):
@@ -22,62 +23,29 @@ class GGUFFamily(NamedTuple):
     norms_plus_one: bool = False
 
 
-FAMILIES = {
-    "llama": GGUFFamily("llama", True),
-    "mistral": GGUFFamily("llama", True),
-    "granite": GGUFFamily("granite", True),
-    "smollm3": GGUFFamily("smollm3", True),
-    "olmo": GGUFFamily("olmo", True),
-    "olmo2": GGUFFamily("olmo2"),
-    "qwen2": GGUFFamily("qwen2"),
-    "qwen3": GGUFFamily("qwen3"),
-    "gemma": GGUFFamily("gemma", norms_plus_one=True),
-    "gemma2": GGUFFamily("gemma2", norms_plus_one=True),
-    "gemma3_text": GGUFFamily("gemma3", norms_plus_one=True),
-    "phi3": GGUFFamily("phi3"),
-    "bert": GGUFFamily("bert"),
-}
+class ModuleNames(msgspec.Struct, frozen=True):
+    """llama.cpp's names of tensors outside of layers and of those in a layer, in that of some families too,
+    mapped to transformers' modules.
+    """
+
+    outer: dict[str, str]
+    layer: dict[str, str]
+    special: dict[str, dict[str, str]] = {}
+
+
+class GGUFNames(msgspec.Struct, frozen=True):
+    """The contents of ``names.toml``."""
+
+    families: dict[str, GGUFFamily]
+    modules: ModuleNames
+    bert: ModuleNames
+
+
+_NAMES = table("base/gguf/names.toml", GGUFNames)
+FAMILIES = _NAMES.families
 """Maps ``model_type`` to its family, for models whose linear weights llama.cpp's converter copies row by row
 or reorders as below.
 """
-
-_LAYER = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-}
-_SPECIAL: Mapping[str, Mapping[str, str]] = {
-    "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
-    "olmo2": {
-        "post_attention_norm": "post_attention_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
-}
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_BERT_LAYER = {
-    "attn_q": "attention.self.query",
-    "attn_k": "attention.self.key",
-    "attn_v": "attention.self.value",
-    "attn_output": "attention.output.dense",
-    "attn_output_norm": "attention.output.LayerNorm",
-    "ffn_up": "intermediate.dense",
-    "ffn_down": "output.dense",
-    "layer_output_norm": "output.LayerNorm",
-}
-_BERT_OUTER = {
-    "token_embd": "embeddings.word_embeddings",
-    "position_embd": "embeddings.position_embeddings",
-    "token_types": "embeddings.token_type_embeddings",
-    "token_embd_norm": "embeddings.LayerNorm",
-}
 
 
 def module_of(family: GGUFFamily, name: str) -> str | None:
@@ -92,9 +60,10 @@ def module_of(family: GGUFFamily, name: str) -> str | None:
         return None
     first, number, rest = (*name.split("."), "", "")[:3]
     bert = family.name == "bert"
+    names = _NAMES.bert if bert else _NAMES.modules
     if first != "blk":
-        return (_BERT_OUTER if bert else _OUTER).get(name)
-    module = _BERT_LAYER.get(rest) if bert else {**_LAYER, **_SPECIAL.get(family.name, {})}.get(rest)
+        return names.outer.get(name)
+    module = {**names.layer, **names.special.get(family.name, {})}.get(rest)
     layers = "encoder.layer" if bert else "model.layers"
     return None if module is None or not number.isdecimal() else f"{layers}.{number}.{module}"
 

@@ -10,42 +10,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ...adapter_methods import Arrays, Site, Tensors, check_shapes, get, shapes_of
 from ...errors import FormatError, Unsupported, excerpt
 from ...manifest import MethodSites
+from ...resources import table
 from ..numbers import finite_number
 from .families import Family
 from .settings import Settings, require_settings, setting
 
 Sites = dict[Site, tuple[Any, Arrays]]
 
-_FREE = frozenset(
-    {
-        "dropout",
-        "init_weights",
-        "init_weights_seed",
-        "inv_adapter_reduction_factor",
-        "leave_out",
-        "mh_adapter",
-        "output_adapter",
-        "non_linearity",
-        "reduction_factor",
-        "scaling",
-        "stochastic_depth",
-        "learn_phm",
-        "phm_c_init",
-        "phm_init_range",
-        "hypercomplex_nonlinearity",
-        "phm_dim",
-        "phm_rank",
-        "phm_layer",
-        "is_parallel",
-        "original_ln_before",
-    }
-)
-"""Settings that only training uses, that repeat what the tensors show, or that the code below reads."""
+
+class BottleneckNames(msgspec.Struct, frozen=True):
+    """The contents of ``bottlenecks.toml``."""
+
+    free: frozenset[str]
+    acts: dict[str, str]
+    plain: dict[str, str]
+    phm: dict[str, str]
+
+
+_NAMES = table("converting/adapterhub/bottlenecks.toml", BottleneckNames)
 _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "original_ln_after": (True,),
     "ln_before": (False,),
@@ -61,32 +49,6 @@ _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "factorized_phm_rule": (False, True),
     "phm_bias": (True,),
 }
-_ACTS = {
-    "relu": "relu",
-    "swish": "silu",
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_orig": "gelu",
-    "gelu_new": "gelu_tanh",
-    "tanh": "tanh",
-}
-_PLAIN = {
-    "adapter_down.0.weight": "down",
-    "adapter_down.0.bias": "down_bias",
-    "adapter_up.weight": "up",
-    "adapter_up.bias": "up_bias",
-}
-_PHM = {
-    "adapter_down.0.W_right": "down_left",
-    "adapter_down.0.W_left": "down_right",
-    "adapter_down.0.b": "down_bias",
-    "adapter_up.W_right": "up_left",
-    "adapter_up.W_left": "up_right",
-    "adapter_up.b": "up_bias",
-}
-"""AdapterHub's names of the factors -> adapterpack's. AdapterHub multiplies from the right, so its factors
-are the transposes, in reverse order.
-"""
 
 
 def read(
@@ -98,18 +60,18 @@ def read(
         Unsupported: a variant that no method of adapterpack has.
         FormatError: the tensors do not fit the settings.
     """
-    require_settings(config, _UNDERSTOOD, _FREE, where)
+    require_settings(config, _UNDERSTOOD, _NAMES.free, where)
     parallel, stream = (
         setting(config, "is_parallel", bool, where),
         setting(config, "original_ln_before", bool, where),
     )
     phm = setting(config, "phm_layer", bool, where)
     act = setting(config, "non_linearity", str, where)
-    if act.lower() not in _ACTS:
+    if act.lower() not in _NAMES.acts:
         raise Unsupported(
             "an activation that no bottleneck here has",
             where=f"{where}#/config/non_linearity",
-            expected=", ".join(_ACTS),
+            expected=", ".join(_NAMES.acts),
             found=excerpt(act),
             remedy="keep it with the library that made it",
         )
@@ -127,12 +89,12 @@ def read(
             ),
         )
     settings: dict[str, Any] = {
-        "act": _ACTS[act.lower()],
+        "act": _NAMES.acts[act.lower()],
         "scaling": finite_number(config.get("scaling", 1.0), f"{where}#/config/scaling"),
         "targets": "all-layers",
         "source": family.entry if parallel else "output",
     }
-    method, names = get("compacter" if phm else "bottleneck"), _PHM if phm else _PLAIN
+    method, names = get("compacter" if phm else "bottleneck"), _NAMES.phm if phm else _NAMES.plain
     if phm:
         settings |= {
             "phm_dim": setting(config, "phm_dim", int, where),

@@ -4,13 +4,13 @@ sites each place is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import msgspec
 
 from ...errors import Unsupported, printable
+from ...resources import table
 
 
-class Family(NamedTuple):
+class Family(msgspec.Struct, frozen=True):
     """One layout of layers. ``blocks`` maps the suffixes of AdapterHub's places of bottlenecks to those of
     adapterpack's sites; the last one is the feed-forward's.
 
@@ -20,11 +20,11 @@ class Family(NamedTuple):
     that the library always wraps around it.
     """
 
-    blocks: Mapping[str, str]
+    blocks: dict[str, str]
     norm_first: bool
     entry: str
-    linear: Mapping[str, str]
-    outer: str
+    linear: dict[str, str]
+    outer: str = ""
 
     def block(self, place: str) -> tuple[str, str, bool] | None:
         """Returns (path of the layer, suffix of adapterpack's site, whether it is the feed-forward's) of one
@@ -37,49 +37,17 @@ class Family(NamedTuple):
         return None
 
 
-_BERT = Family(
-    {"attention.output": "attention.output.dense", "output": "output.dense"},
-    False,
-    "input",
-    {
-        "attention.self.query": "q",
-        "attention.self.key": "k",
-        "attention.self.value": "v",
-        "intermediate.dense": "intermediate",
-        "output.dense": "output",
-    },
-    "bert",
-)
-_LLAMA = Family(
-    {"attention_adapters": "self_attn", "output_adapters": "mlp"},
-    True,
-    "post_attention_layernorm",
-    {
-        "self_attn.q_proj": "q",
-        "self_attn.k_proj": "k",
-        "self_attn.v_proj": "v",
-        "mlp.down_proj": "intermediate",
-        "mlp.up_proj": "output",
-    },
-    "model",
-)
-_GPT2 = Family(
-    {"attention_adapters": "attn", "output_adapters": "mlp"},
-    True,
-    "ln_2",
-    {"attn.c_attn": "qkv", "mlp.c_fc": "intermediate", "mlp.c_proj": "output"},
-    "transformer",
-)
-_ROBERTA = _BERT._replace(outer="roberta")
+class Families(msgspec.Struct, frozen=True):
+    """The contents of ``families.toml``."""
 
-FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "electra": _BERT._replace(outer="electra"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "gpt2": _GPT2,
+    models: dict[str, tuple[str, str]]
+    layouts: dict[str, Family]
+
+
+_TABLE = table("converting/adapterhub/families.toml", Families)
+FAMILIES = {
+    model_type: msgspec.structs.replace(_TABLE.layouts[layout], outer=outer)
+    for model_type, (layout, outer) in _TABLE.models.items()
 }
 """``model_type`` -> its layout, for the models that were compared with the library."""
 

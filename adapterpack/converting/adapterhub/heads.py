@@ -11,37 +11,26 @@ import numpy as np
 
 from ...errors import FormatError, Unsupported, excerpt
 from ...manifest import manifest as m
+from ...resources import table
 from .settings import setting
 
 _MOST_LABELS = 10_000
 
 
 class AdapterHubHead(NamedTuple):
-    """The modules of a head, in order, under their names in transformers; ``{}`` is the name of the model
-    inside the task model.
+    """A head of AdapterHub's, as ``heads.toml`` lists it; ``pooled``: whether it reads the output of the
+    model's pooler.
     """
 
+    model: str
+    kind: str
+    layers: int
     task: str
     modules: tuple[str, ...]
     pooled: bool | None = None
 
 
-_HEADS: dict[tuple[str, str, int], AdapterHubHead] = {
-    ("bert", "classification", 1): AdapterHubHead("text-classification", ("classifier",), True),
-    ("bert", "classification", 2): AdapterHubHead(
-        "text-classification", ("{}.pooler.dense", "classifier"), False
-    ),
-    ("bert", "tagging", 1): AdapterHubHead("token-classification", ("classifier",)),
-    ("bert", "question_answering", 1): AdapterHubHead("question-answering", ("qa_outputs",)),
-    ("roberta", "classification", 2): AdapterHubHead(
-        "text-classification", ("classifier.dense", "classifier.out_proj"), False
-    ),
-    ("roberta", "tagging", 1): AdapterHubHead("token-classification", ("classifier",)),
-    ("roberta", "question_answering", 1): AdapterHubHead("question-answering", ("qa_outputs",)),
-}
-"""(``model_type``, ``head_type``, layers) -> the head. ``pooled``: whether it reads the output of the model's
-pooler.
-"""
+_HEADS = table("converting/adapterhub/heads.toml", dict[str, list[AdapterHubHead]])["heads"]
 
 
 class WholeHead(NamedTuple):
@@ -63,14 +52,14 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
         for key, kind in (("config", dict), ("name", str), ("model_type", str))
     )
     kind, layers = setting(config, "head_type", str, where), setting(config, "layers", int, where)
-    head = _HEADS.get((model, kind, layers))
+    head = next((head for head in _HEADS if head[:3] == (model, kind, layers)), None)
     pooled = config.get("use_pooler", False)
     plain = layers == 1 or config.get("activation_function") == "tanh"
     if head is None or head.pooled not in (None, pooled) or not plain:
         raise Unsupported(
             "no model of transformers has this head: it cannot be a module that was trained whole",
             where=where,
-            expected="; ".join(f"{model}: {kind} of {layers}" for model, kind, layers in _HEADS),
+            expected="; ".join(f"{known.model}: {known.kind} of {known.layers}" for known in _HEADS),
             found=f"{model}: {kind} of {layers}, {config.get('activation_function')}, use_pooler {pooled}"[
                 :200
             ],

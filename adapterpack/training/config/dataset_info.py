@@ -10,45 +10,14 @@ from typing import Any
 
 from ...errors import ConfigError, nearest
 from ...io import read_file, resolved_inside, strict_json
+from ...resources import table
 from .fields import Settings
 from .other_datasets import Stop
 
 INFO = "dataset_info.json"
 _MOST = 1 << 20
-_ALPACA = {
-    "prompt": "instruction",
-    "query": "input",
-    "response": "output",
-    "system": "system",
-    "history": "history",
-    "images": "images",
-    "chosen": "chosen",
-    "rejected": "rejected",
-}
-_CHATS = {
-    "messages": "conversations",
-    "system": "system",
-    "tools": "tools",
-    "images": "images",
-    "chosen": "chosen",
-    "rejected": "rejected",
-}
-"""LLaMA-Factory's names of columns in chats, mapped to those of this package's forms."""
-_JUDGED = {"prompt": "prompt", "response": "completion", "kto_tag": "label"}
-_JUDGED_CHATS = {"messages": "messages", "kto_tag": "label"}
-"""The same for answers that are labelled as good or bad."""
-_SHAREGPT = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
-_OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-_OPENAI_TOO = {**_OPENAI, "system_tag": "system", "observation_tag": "tool"}
-"""LLaMA-Factory's names for the keys and roles of messages: its defaults, and those of OpenAI's format."""
+_NAMES = table("training/config/dataset_info.toml", dict[str, dict[str, dict[str, str]]])
+_COLUMNS, _TAGS = _NAMES["columns"], _NAMES["tags"]
 _READ = frozenset({"file_name", "hf_hub_url", "columns", "formatting", "tags", "ranking", "subset", "split"})
 _WHERE = frozenset({"file_name", "hf_hub_url"})
 _ELSEWHERE = frozenset({"ms_hub_url", "om_hub_url"})
@@ -114,19 +83,20 @@ def _source(name: str, info: Settings, folder: Path) -> Settings:
         )
     place = f"{folder / INFO}, {name}"
     named, tags = entry.get("columns") or {}, entry.get("tags") or {}
-    chats, openai = entry.get("formatting", "alpaca") != "alpaca", _OPENAI.items() <= tags.items()
+    chats, openai = entry.get("formatting", "alpaca") != "alpaca", _TAGS["openai"].items() <= tags.items()
     judged, ranked = "kto_tag" in named, bool(entry.get("ranking"))
-    ours = (_JUDGED_CHATS if chats else _JUDGED) if judged else _CHATS if chats else _ALPACA
     if judged:
+        ours = _COLUMNS["labelled_chats" if chats else "labelled"]
         form = "labelled-chats" if chats else "labelled-answers"
     else:
+        ours = _COLUMNS["chats" if chats else "alpaca"]
         form = ("sharegpt" if chats else "alpaca") + ("-pairs" if ranked else "")
         form = "messages" if openai and not ranked else form
     read = _READ | (_ELSEWHERE if _WHERE & entry.keys() else frozenset())
     # Refuse what this package does not read, instead of training on other data than LLaMA-Factory would.
     unread = [key for key, value in entry.items() if value and key not in read]
     unread += [f"columns: {key}" for key, value in named.items() if value and key not in ours]
-    known = _OPENAI_TOO if openai else _SHAREGPT
+    known = {**_TAGS["openai"], **_TAGS["openai_too"]} if openai else _TAGS["sharegpt"]
     unread += [f"tags: {key}: {value}" for key, value in tags.items() if known.get(key) != value]
     if ranked and named.get("images"):
         unread.append("columns: images with ranking")

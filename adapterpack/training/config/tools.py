@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ...errors import ConfigError, closest
+from ...resources import table
 from .fields import Settings
 from .other_datasets import Stop, Type
 from .tool_values import FUNCTIONS, File
@@ -82,8 +82,7 @@ class Translation(NamedTuple):
 @cache
 def table_of(name: str) -> OtherTool:
     """Returns the table of the tool whose file has that name."""
-    path = Path(__file__).parent / "tools" / f"{name}.toml"
-    return msgspec.toml.decode(path.read_bytes(), type=OtherTool)
+    return table(f"training/config/tools/{name}.toml", OtherTool)
 
 
 @cache
