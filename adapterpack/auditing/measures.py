@@ -24,7 +24,7 @@ from operator import add
 
 import numpy as np
 
-from ..lowrank import Factors, Term, energy_of, gram
+from ..lowrank import Factors, Term, Terms, energy_of, gram
 from ..lowrank.factors import inner, stack
 from ..lowrank.spectra import Spectrum, spectra, spectrum
 from ..merging.fold.loss import LossSums
@@ -130,9 +130,7 @@ class Measures:
         return [min(1.0, math.sqrt(tail / whole)) if whole else 0.0 for tail in self.tails]
 
 
-def measure(
-    terms: Sequence[Term], entries: Entries, ranks: Sequence[int] = ()
-) -> tuple[Measures, list[Spectrum]]:
+def measure(terms: Terms, entries: Entries, ranks: Sequence[int] = ()) -> tuple[Measures, list[Spectrum]]:
     """Computes the measures of one site that need only factors, and the spectrum of every change without its
     weight.
     """
@@ -220,7 +218,7 @@ def _interference(decompositions: Sequence[Spectrum]) -> tuple[float, float]:
     return float(np.abs((overlaps[0] * S) @ overlaps[1]).sum()), float(S.sum())
 
 
-def _cross(terms: Sequence[Term], total: Factors) -> float | None:
+def _cross(terms: Terms, total: Factors) -> float | None:
     """Returns the squared norm of the terms that averaging factor by factor adds; None if the ranks differ,
     so that the factors cannot be added.
     """

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..adapter_methods import row_blocks
 from ..io import DTYPES
-from ..lowrank import Term, gram
+from ..lowrank import Terms, gram
 from ..merging.fold.loss import LossSums, sums_of
 
 SAMPLE = 1 << 20
@@ -98,7 +98,7 @@ def rows_of(path: str, m: int, n: int, entries: int | None = SAMPLE) -> np.ndarr
     return np.sort(np.argsort(drawn, kind="stable")[: max(1, entries // n)])
 
 
-def scan(terms: Sequence[Term], rows: np.ndarray) -> Entries:
+def scan(terms: Terms, rows: np.ndarray) -> Entries:
     """Sums over the entries of these rows, scaled up to all rows."""
     changes = [term.change for term in terms]
     (m, n), count = changes[0].shape, len(terms)
@@ -134,7 +134,7 @@ def norm_of(weight: np.ndarray) -> float:
 
 
 def fold_losses(
-    terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]
+    terms: Terms, weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]
 ) -> Mapping[str, LossSums]:
     """Measures how storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) alters the change,
     scaled up to all rows.

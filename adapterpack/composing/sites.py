@@ -15,7 +15,7 @@ from ..base import Checkpoint
 from ..errors import Unsupported
 from ..io import one_thread_each
 from ..io.streamed_tensors import Unread
-from ..lowrank import Cut, Loss, Term, zero
+from ..lowrank import Cut, Loss, Term, Terms, zero
 from ..pack import Adapter, Pack
 from .as_factors import FactoredChange, represent
 from .compatibility import SIDE_BY_SIDE, require_same_site
@@ -32,7 +32,7 @@ class JointSite(NamedTuple):
 
     site: Site
     weight: str | None
-    terms: Sequence[Term]
+    terms: Terms
     ranks: tuple[int, ...]
     loss: Loss = Loss(0.0, 0.0)
 
@@ -157,7 +157,7 @@ def _joint_site(
         )
 
     makers = [partial(term, index) for index in range(len(packs))]
-    terms: Sequence[Term] = tuple(make() for make in makers) if any(changes) else _LazyTerms(makers)
+    terms: Terms = tuple(make() for make in makers) if any(changes) else _LazyTerms(makers)
     ranks = tuple(
         0 if adapter is None else adapter.config.rank if change is None else len(change.A)
         for adapter, change in zip(adapters, changes, strict=True)

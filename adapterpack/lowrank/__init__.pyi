@@ -1,6 +1,7 @@
 from .factors import Factors as Factors
 from .factors import FactorSum as FactorSum
 from .factors import Term as Term
+from .factors import Terms as Terms
 from .factors import gram as gram
 from .factors import weighted_sum as weighted_sum
 from .factors import zero as zero

@@ -112,6 +112,9 @@ class Term(NamedTuple):
         return Factors(self.A, self.B)
 
 
+Terms = Sequence[Term]
+
+
 def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
     """Returns the change of rank 0 of a site ``[m, n]``."""
     return Factors(np.zeros((0, n), dtype), np.zeros((m, 0), dtype))
@@ -183,12 +186,12 @@ class FactorSum(NamedTuple):
         return Factors(self.right.joined(), self.left.joined())
 
 
-def weighted_sum(terms: Sequence[Term]) -> FactorSum:
+def weighted_sum(terms: Terms) -> FactorSum:
     """Returns ``sum_i w_i B_i A_i``. A term of weight 0 is dropped, unless all are."""
     return FactorSum(tuple(term for term in terms if term.weight and len(term.A)) or tuple(terms[:1]))
 
 
-def stack(terms: Sequence[Term]) -> Factors:
+def stack(terms: Terms) -> Factors:
     """Returns the factors of ``sum_i w_i B_i A_i``: ``A`` ``[sum r_i, n]``, and ``B`` ``[m, sum r_i]`` with
     the weights multiplied in.
 
@@ -215,7 +218,7 @@ def inner(first: Factors, second: Factors) -> float:
     return float(np.sum(_wide(first.B).T @ _wide(second.B) * (_wide(first.A) @ _wide(second.A).T)))
 
 
-def gram(terms: Sequence[Term]) -> np.ndarray:
+def gram(terms: Terms) -> np.ndarray:
     """Returns the inner products ``<D_i, D_j>`` of the changes without their weights: ``[T, T]``, float64,
     symmetric.
 
@@ -229,7 +232,7 @@ def gram(terms: Sequence[Term]) -> np.ndarray:
     return _by_term(terms, (B.T @ B) * (A @ A.T))
 
 
-def row_gram(terms: Sequence[Term]) -> np.ndarray:
+def row_gram(terms: Terms) -> np.ndarray:
     """Returns, for every output, the inner products of the rows of ``D_i`` and ``D_j``: ``[m, T, T]``,
     float64.
     """
@@ -242,7 +245,7 @@ def row_gram(terms: Sequence[Term]) -> np.ndarray:
     return np.moveaxis(np.array(rows), 2, 0)
 
 
-def column_gram(terms: Sequence[Term]) -> np.ndarray:
+def column_gram(terms: Terms) -> np.ndarray:
     """Returns, for every input, the inner products of the columns of ``D_i`` and ``D_j``: ``[n, T, T]``,
     float64.
     """
@@ -270,7 +273,7 @@ class JointCore(NamedTuple):
         return Factors(self.right.T, (self.left @ merged).astype(dtype))
 
 
-def core(terms: Sequence[Term]) -> JointCore:
+def core(terms: Terms) -> JointCore:
     """Expresses the changes of ``terms`` in bases of all their columns and all their rows.
 
     Example:
@@ -330,13 +333,13 @@ def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np
         yield block, change.rows(block)
 
 
-def _join_factors(terms: Sequence[Term]) -> Factors:
+def _join_factors(terms: Terms) -> Factors:
     """Returns the factors of all terms side by side, without their weights, in float64."""
     A = np.concatenate([term.A for term in terms], axis=0)
     return Factors(_wide(A), _wide(np.concatenate([term.B for term in terms], axis=1)))
 
 
-def _by_term(terms: Sequence[Term], products: np.ndarray) -> np.ndarray:
+def _by_term(terms: Terms, products: np.ndarray) -> np.ndarray:
     """Sums ``[R, R]`` to ``[T, T]``: one number for each pair of terms, including terms of rank 0."""
     member = np.repeat(np.eye(len(terms)), [len(term.A) for term in terms], axis=1)
     added: np.ndarray = member @ products @ member.T

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...errors import FormatError
-from ...lowrank import Factors, Term, zero
+from ...lowrank import Factors, Term, Terms, zero
 from ...lowrank.factors import stack
 from .entries import EntryBlock, EntryBlocks, entry_rule, weigh
 from .rule import MEAN, Fraction, Positive, Share, rule
@@ -24,7 +23,7 @@ from .rule import MEAN, Fraction, Positive, Share, rule
     laws=MEAN,
     statistics="moment",
 )
-def regmean(terms: Sequence[Term], *, alpha: Fraction = 0.9, ridge: Positive = 1e-6) -> Factors:
+def regmean(terms: Terms, *, alpha: Fraction = 0.9, ridge: Positive = 1e-6) -> Factors:
     """``sum_i w_i D_i G_i (sum_j |w_j| G_j)^-1``: the change whose outputs are nearest to each adapter's own
     on that adapter's inputs.
 

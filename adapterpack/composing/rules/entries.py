@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._native import lowrank
 from ...adapter_methods import row_blocks
-from ...lowrank import Factors, Term
+from ...lowrank import Factors, Term, Terms
 from ...lowrank.factors import JointCore, core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
@@ -95,7 +95,7 @@ class EntryBlocks:
     """
 
     views: Callable[[], Iterator[Coordinates]]
-    terms: Sequence[Term]
+    terms: Terms
 
     def each(self, name: str, value: float) -> np.ndarray:
         """Returns ``[T]``: a parameter's value for each change, its own or else ``value``."""
@@ -142,7 +142,7 @@ class MergedEntries:
             yield block.rows, self.fuse(block)
 
 
-def dense(terms: Sequence[Term]) -> Coordinates:
+def dense(terms: Terms) -> Coordinates:
     """Returns the coordinates of the weight itself."""
     changes = [term.change for term in terms]
     dtype, (m, n) = np.result_type(*(part.dtype for change in changes for part in change)), changes[0].shape
@@ -160,7 +160,7 @@ def dense(terms: Sequence[Term]) -> Coordinates:
     return Coordinates(tuple(terms), (m, n), take, sample=sample)
 
 
-def knots(terms: Sequence[Term]) -> Coordinates:
+def knots(terms: Terms) -> Coordinates:
     """Returns KnOTS' coordinates: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the
     left singular vectors of all changes side by side.
 
@@ -175,7 +175,7 @@ def knots(terms: Sequence[Term]) -> Coordinates:
     )
 
 
-def core_space(terms: Sequence[Term]) -> Coordinates:
+def core_space(terms: Terms) -> Coordinates:
     """Returns Core Space's coordinates: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of
     the changes in balanced factors.
 
@@ -204,7 +204,7 @@ def entry_rule(
     name: str,
     summary: str,
     *,
-    over: Callable[[Sequence[Term]], Coordinates] = dense,
+    over: Callable[[Terms], Coordinates] = dense,
     survey: Callable[..., Any] | None = None,
     scope: str | None = None,
     **fields: Any,
@@ -224,7 +224,7 @@ def entry_rule(
         def merge(view: Coordinates, surveyed: Any, scope: str, **params: Any) -> MergedEntries:
             return MergedEntries(view, lambda block: fuse(block, surveyed, **params))
 
-        def function(terms: Sequence[Term], surveyed: Any, **params: Any) -> Combination:
+        def function(terms: Terms, surveyed: Any, **params: Any) -> Combination:
             view = over(terms)
             merged = merge(view, surveyed, **params)
             return (
@@ -236,7 +236,7 @@ def entry_rule(
         def look(blocks: EntryBlocks, scope: str, **params: Any) -> Any:
             return None if survey is None else survey(blocks, **params)
 
-        def survey_sites(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
+        def survey_sites(sites: Sequence[Terms], **params: Any) -> Any:
             changed = [terms for terms in sites if any(len(term.A) for term in terms)]
             blocks = EntryBlocks(lambda: (over(terms) for terms in changed), next(iter(changed), ()))
             return look(blocks, **params)

@@ -10,13 +10,12 @@ stored, to reproduce PEFT's numbers, and warn about it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank import Factors, Term, magnitudes, zero
+from ...lowrank import Factors, Term, Terms, magnitudes, zero
 from ...lowrank.quantiles import level
 from ...lowrank.spectra import spectra
 from .rule import THINNED, Count, Fraction, Laws, Share, rule
@@ -25,7 +24,7 @@ _ROUNDS = 100
 """The most rounds of k-means; it converges much earlier."""
 
 
-def canonical(terms: Sequence[Term]) -> list[Factors]:
+def canonical(terms: Terms) -> list[Factors]:
     """Returns each change times its weight in balanced singular units, strongest first; ``B`` takes the sign
     of the weight.
     """
@@ -47,7 +46,7 @@ def canonical(terms: Sequence[Term]) -> list[Factors]:
     needs="F",
     unit=True,
 )
-def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
+def lego(terms: Terms, *, clusters: Count = 0) -> Factors:
     """Clusters the units of all adapters into ``clusters`` groups (by default as many as the largest rank),
     and replaces each group by its centroid at the mean length.
 
@@ -107,7 +106,7 @@ def _cluster(units: np.ndarray, k: int) -> np.ndarray:
     neutral={"density": 1.0, "coefficient": 1.0},
 )
 def robust_merge(
-    terms: Sequence[Term], *, density: Share = 0.2, quantile: Fraction = 0.8, coefficient: float = 2.0
+    terms: Terms, *, density: Share = 0.2, quantile: Fraction = 0.8, coefficient: float = 2.0
 ) -> Factors:
     """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trims the units, and weights up those that
     lost most of ``A``.
@@ -142,7 +141,7 @@ def robust_merge(
     needs="F",
     laws=Laws(gauge=False, mixed_ranks=False),
 )
-def peft_linear(terms: Sequence[Term]) -> Factors:
+def peft_linear(terms: Terms) -> Factors:
     """``(sum sqrt(|w_i s_i|) B_i) (sum sgn(w_i s_i) sqrt(|w_i s_i|) A_i)``: PEFT's ``linear``, cross terms
     and all.
 
@@ -162,7 +161,7 @@ def peft_linear(terms: Sequence[Term]) -> Factors:
     laws=Laws(gauge=False, mixed_ranks=False),
 )
 def peft_ties(
-    terms: Sequence[Term], *, density: Share = 0.2, majority: Literal["total", "frequency"] = "total"
+    terms: Terms, *, density: Share = 0.2, majority: Literal["total", "frequency"] = "total"
 ) -> Factors:
     """PEFT's ``ties``: trims, elects and averages each of the two factors separately; the weights apply after
     the vote.
@@ -182,14 +181,14 @@ def peft_ties(
     return Factors(*merged)
 
 
-def _stack_factors(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+def _stack_factors(terms: Terms) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``A`` and ``B`` as PEFT stores them, without the scale: ``[T, r, n]`` and ``[T, m, r]``."""
     return np.stack([term.A for term in terms]), np.stack(
         [term.B / term.B.dtype.type(term.branch_scale) for term in terms]
     )
 
 
-def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
+def _of_one_rank(terms: Terms, name: str) -> list[Term]:
     """Returns the terms that change the site, and warns that combining the factors elementwise adds cross
     terms.
     """
@@ -209,7 +208,7 @@ def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
     return present
 
 
-def _weigh(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+def _weigh(terms: Terms) -> tuple[np.ndarray, np.ndarray]:
     """Returns the stored factors times PEFT's square roots of weight and scale."""
     A, B = _stack_factors(terms)
     weights = np.array([term.weight * term.branch_scale for term in terms])

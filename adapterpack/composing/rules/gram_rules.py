@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank import Factors, FactorSum, Term, gram, weighted_sum
+from ...lowrank import Factors, FactorSum, Term, Terms, gram, weighted_sum
 from ...lowrank.factors import column_gram, row_gram, stack
 from .rule import MEAN, RULES, SUM, Fraction, Function, Rule, Steps, rule, with_scope
 
@@ -72,12 +72,12 @@ rule(
 )(weighted_sum)
 
 
-def reweighted(terms: Sequence[Term], c: Iterable[float]) -> FactorSum:
+def reweighted(terms: Terms, c: Iterable[float]) -> FactorSum:
     """``sum_i c_i D_i``."""
     return weighted_sum([term._replace(weight=float(value)) for term, value in zip(terms, c, strict=True)])
 
 
-def total(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
+def total(terms: Terms, *, lam: float = 1.0) -> FactorSum:
     """``lam sum_i w_i D_i``."""
     return reweighted(terms, [lam * term.weight for term in terms])
 
@@ -93,7 +93,7 @@ def total(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
     laws=SUM,
     coefficients=_times,
 )
-def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> FactorSum:
+def task_arithmetic(terms: Terms, *, lam: float = 0.3) -> FactorSum:
     """Returns ``lam sum_i w_i D_i``, with the default ``lam`` that suits eight tasks."""
     return total(terms, lam=lam)
 
@@ -109,7 +109,7 @@ def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> FactorSum:
     laws=SUM,
     coefficients=lambda weights, *, lam: _times(weights, lam=-lam),
 )
-def negate(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
+def negate(terms: Terms, *, lam: float = 1.0) -> FactorSum:
     """``-lam sum_i w_i D_i``."""
     return total(terms, lam=-lam)
 
@@ -123,12 +123,12 @@ def negate(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
     laws=MEAN,
     coefficients=_shares,
 )
-def average(terms: Sequence[Term]) -> FactorSum:
+def average(terms: Terms) -> FactorSum:
     """``sum_i w_i D_i / sum_i |w_i|``."""
     return reweighted(terms, _shares([term.weight for term in terms]))
 
 
-def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
+def products(sites: Sequence[Terms], **_: Any) -> np.ndarray:
     """Returns ``[T, T]``: the inner products of the changes, summed over the sites."""
     return np.asarray(np.sum([gram(terms) for terms in sites], axis=0))
 
@@ -149,7 +149,7 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
                 )
             return np.asarray((c * signs)[None])
 
-        def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> FactorSum:
+        def combine(terms: Terms, products: np.ndarray, **params: Any) -> FactorSum:
             return reweighted(terms, mix(products[None], [term.weight for term in terms], **params)[0])
 
         combine.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
@@ -196,13 +196,13 @@ def _slerp_lines(G: np.ndarray, weights: Sequence[float], *, per: str = "row") -
     laws=MEAN,
     mix=_slerp_lines,
 )
-def nuslerp(terms: Sequence[Term], *, per: Literal["row", "column"] = "row") -> Factors:
+def nuslerp(terms: Terms, *, per: Literal["row", "column"] = "row") -> Factors:
     """Applies :func:`slerp` to every row, or every column, of two changes separately."""
     G = (row_gram if per == "row" else column_gram)(terms)
     return scaled_lines(terms, _slerp_lines(G, [term.weight for term in terms]), per)
 
 
-def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
+def scaled_lines(terms: Terms, c: np.ndarray, per: str) -> Factors:
     """``sum_i diag(c[:, i]) D_i`` of rows, or ``sum_i D_i diag(c[:, i])`` of columns: ``c`` is ``[lines,
     T]``.
     """
@@ -298,7 +298,7 @@ def _stock_lines(
     mix=_stock_lines,
 )
 def model_stock(
-    terms: Sequence[Term],
+    terms: Terms,
     *,
     per: Literal["tensor", "row"] = "tensor",
     mean: Literal["angle", "cosine"] = "angle",

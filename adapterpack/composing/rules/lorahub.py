@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...errors import NonFinite
-from ...lowrank import FactorSum, Term, weighted_sum
+from ...lowrank import FactorSum, Terms, weighted_sum
 from .rule import SUM, NotNegative, Positive, Steps, rule
 
 Score = Callable[[np.ndarray], float]
@@ -34,7 +34,7 @@ Score = Callable[[np.ndarray], float]
     search=True,
 )
 def lorahub(
-    terms: Sequence[Term],
+    terms: Terms,
     *,
     evaluations: Steps = 40,
     bound: Positive = 1.5,

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...errors import ConfigError, nearest
-from ...lowrank import Factors, FactorSum, RowSource, Term, zero
+from ...lowrank import Factors, FactorSum, RowSource, Term, Terms, zero
 from ...registry import Registry
 
 Arguments = Mapping[str, Any]
@@ -152,9 +152,7 @@ class Rule(NamedTuple):
             values[name] = _convert(f"rule {self.name}, {name}", value, parameters[name])
         return values
 
-    def prepared(
-        self, sites: Sequence[Sequence[Term]], arguments: Arguments
-    ) -> Callable[[Sequence[Term]], Combination]:
+    def prepared(self, sites: Sequence[Terms], arguments: Arguments) -> Callable[[Terms], Combination]:
         """Runs the survey on these sites and returns a function that combines the terms of one of them.
         Leaves out terms of weight 0.
         """
@@ -164,7 +162,7 @@ class Rule(NamedTuple):
                 [_present(terms) for terms in sites if any(term.weight for term in terms)], **arguments
             )
 
-        def combine(terms: Sequence[Term]) -> Combination:
+        def combine(terms: Terms) -> Combination:
             kept = _present(terms)
             if not any(len(term.A) for term in kept):
                 return zero(*terms[0].change.shape)
@@ -216,7 +214,7 @@ def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
     return inspect.Signature([*keywords, scope])
 
 
-def _present(terms: Sequence[Term]) -> tuple[Term, ...]:
+def _present(terms: Terms) -> tuple[Term, ...]:
     return tuple(term for term in terms if term.weight)
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ...lowrank import Factors, Term, zero
+from ...lowrank import Factors, Terms, zero
 from ...lowrank.factors import JointCore, core
 from .rule import MEAN, Laws, Positive, Share, rule
 
@@ -71,7 +71,7 @@ def polar(X: np.ndarray) -> np.ndarray:
     needs="C",
     unit=True,
 )
-def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: Share = 1.0) -> Factors:
+def tsv_m(terms: Terms, *, lam: float = 1.0, share_kept: Share = 1.0) -> Factors:
     """``lam U^ S V^T^``: puts the singular triplets of all changes side by side, and replaces ``U`` and ``V``
     by their orthogonal polar factors.
     """
@@ -94,7 +94,7 @@ def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: Share = 1.0) -
     unit=True,
     laws=Laws(identity=False),
 )
-def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: Mean = "support") -> Factors:
+def iso_c(terms: Terms, *, alpha: float = 1.0, mean: Mean = "support") -> Factors:
     """``alpha mean(S) U V^T`` of the weighted sum, on its support: R directions. ``mean="site"`` takes the
     mean over all ``min(m, n)``.
     """
@@ -114,9 +114,7 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: Mean = "support") 
     unit=True,
     laws=Laws(identity=False),
 )
-def iso_cts(
-    terms: Sequence[Term], *, alpha: float = 1.0, common: Share = 0.8, mean: Mean = "support"
-) -> Factors:
+def iso_cts(terms: Terms, *, alpha: float = 1.0, common: Share = 0.8, mean: Mean = "support") -> Factors:
     """Applies Iso-C to the ``common`` share of the sum's directions together with the leading remaining
     directions of each change.
     """
@@ -147,7 +145,7 @@ def iso_cts(
     needs="C",
     laws=MEAN,
 )
-def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: Share = 0.04) -> Factors:
+def cart(terms: Terms, *, lam: float = 0.1, share_kept: Share = 0.04) -> Factors:
     """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: keeps of each change's difference from the mean
     the rank ``share_kept`` of ``min(m, n)``.
     """
@@ -168,7 +166,7 @@ def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: Share = 0.04) -
     needs="S",
     unit=True,
 )
-def wudi(terms: Sequence[Term], *, ridge: Positive = 0.01) -> Factors:
+def wudi(terms: Terms, *, ridge: Positive = 0.01) -> Factors:
     """``X (sum C_t + ridge I) = sum D_t C_t + ridge sum D_t`` with ``C_t = D_t^T D_t / |D_t|^2``, solved in
     the joint row space.
 
@@ -185,7 +183,7 @@ def wudi(terms: Sequence[Term], *, ridge: Positive = 0.01) -> Factors:
     return space.change(np.linalg.solve(left, right.T).T)
 
 
-def _weigh(terms: Sequence[Term]) -> tuple[JointCore, np.ndarray]:
+def _weigh(terms: Terms) -> tuple[JointCore, np.ndarray]:
     """Returns the joint bases, and the cores times their weights."""
     space = core(terms)
     return space, space.cores * np.array([term.weight for term in terms])[:, None, None]
@@ -196,7 +194,7 @@ def _least(changes: np.ndarray) -> float:
     return _NULL * float(np.linalg.norm(changes, axis=(1, 2)).max())
 
 
-def _flat(parts: SpectralParts, S: np.ndarray, terms: Sequence[Term], mean: str) -> SpectralParts:
+def _flat(parts: SpectralParts, S: np.ndarray, terms: Terms, mean: str) -> SpectralParts:
     """Replaces all singular values by one: the mean of ``S`` over the directions, or over all directions that
     the site has room for.
     """
@@ -204,5 +202,5 @@ def _flat(parts: SpectralParts, S: np.ndarray, terms: Sequence[Term], mean: str)
     return parts._replace(S=np.full(len(S), size))
 
 
-def _zero(terms: Sequence[Term]) -> Factors:
+def _zero(terms: Terms) -> Factors:
     return zero(*terms[0].change.shape)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ...lowrank import Factors, Term, zero
+from ...lowrank import Factors, Terms, zero
 from .gram_rules import scaled_lines
 from .rule import NotNegative, Positive, Steps, rule
 
@@ -36,9 +35,7 @@ class Overlaps(NamedTuple):
     needs="S",
     unit=True,
 )
-def ziplora(
-    terms: Sequence[Term], *, lam: NotNegative = 0.01, steps: Steps = 100, rate: Positive = 0.01
-) -> Factors:
+def ziplora(terms: Terms, *, lam: NotNegative = 0.01, steps: Steps = 100, rate: Positive = 0.01) -> Factors:
     """``sum_i D_i diag(m_i)`` with the ``m_i`` that minimise ZipLoRA's loss, from ``m_i = 1`` by Adam.
 
         sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,
