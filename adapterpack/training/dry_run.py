@@ -163,7 +163,10 @@ def _memory(
     text = ready.model.config.get_text_config()
     tokens, wide = (
         config.per_device_train_batch_size * longest,
-        2 if config.bf16 else max(map(_wide, owned), default=4),
+        2
+        if config.bf16
+        # the activations of a quantized layer are 16-bit
+        else max((value.element_size() if value.is_floating_point() else 2 for value in owned), default=4),
     )
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
     # With gradient checkpointing, one layer at a time has its activations; the others keep only their input.
@@ -181,11 +184,6 @@ def _memory(
         "logits": logits,
     }
     return {**parts, "sum": sum(parts.values())}
-
-
-def _wide(value: nn.Parameter) -> int:
-    """Returns the bytes of one value of a parameter; 2 for a quantized one, whose activations are 16-bit."""
-    return value.element_size() if value.is_floating_point() else 2
 
 
 def _length(row: Row, tokenizer: Any, config: TrainConfig) -> int:

@@ -43,8 +43,8 @@ _LOOKUPS = ("embed_tokens", "wte", "tok_embeddings", "word_embeddings")
 """Suffixes of the names of embeddings; in mlx-lm an adapter of an embedding also changes the output layer
 tied to it.
 """
-_METHODS = {"lora": "lora", "dora": "dora"}
-"""``fine_tune_type`` -> the method."""
+_METHODS = ("lora", "dora")
+"""The values of ``fine_tune_type`` that are read; our methods have the same names."""
 
 
 def _read(source: ConversionSource) -> Reading:
@@ -133,7 +133,7 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
             expected="a whole number",
             found=excerpt(rank),
         )
-    return get(_METHODS[kind]), rank, _scale(config, parameters, rank, where)
+    return get(kind), rank, _scale(config, parameters, rank, where)
 
 
 def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, where: Path) -> float:
