@@ -267,11 +267,7 @@ adalora = METHODS.register(
         paper="https://arxiv.org/abs/2303.10512",
         formula="y' = W x + b + s B diag(E) A x,  s = alpha / (r + 1e-5)",
         config=AdaLoRA,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(additive=True, low_rank=True, layers=MATRICES),
         shapes=_shapes,
         init=zeros(_shapes, lora_A=normal, lora_B=normal),
         normal_form=lambda cfg, params, site: NormalForm(

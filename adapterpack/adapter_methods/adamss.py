@@ -412,12 +412,7 @@ adamss = METHODS.register(
         paper="https://openreview.net/forum?id=8ZdWmpYxT0",
         formula="W'_k = W_k + B_k A_k P,  b'_k = b_k + B_k A_k p,  [W, b] ~ U S [P, p]",
         config=AdaMSS,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            frozen=("adamss_newB",),
-            layers=LINEAR,
-        ),
+        traits=Traits(additive=True, low_rank=True, frozen=("adamss_newB",), layers=LINEAR),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

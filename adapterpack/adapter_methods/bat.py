@@ -70,10 +70,7 @@ bat = METHODS.register(
         paper="https://arxiv.org/abs/2409.15371",
         formula="W'_ij = W_ij + W_ij M_i + M_i for r x r blocks",
         config=Bat,
-        traits=Traits(
-            reads_weight=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(reads_weight=True, layers=MATRICES),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=_normal_form,

@@ -34,9 +34,7 @@ beft = METHODS.register(
         paper="https://arxiv.org/abs/2106.10199",
         formula="y' = W x + b + beta",
         config=BEFT,
-        traits=Traits(
-            additive=True,
-        ),
+        traits=Traits(additive=True),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=lambda cfg, params, site: NormalForm(shift=params["beft_bias"][0, :]),

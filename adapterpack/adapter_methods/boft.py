@@ -171,10 +171,7 @@ boft = METHODS.register(
         paper="https://arxiv.org/abs/2311.06243",
         formula="y' = s * (W R x) + b,  R = B_1 ... B_m, butterflies of Cayley rotations",
         config=BOFT,
-        traits=Traits(
-            reads_weight=True,
-            min_features=(1, 2),
-        ),
+        traits=Traits(reads_weight=True, min_features=(1, 2)),
         shapes=_shapes,
         init=zeros(_shapes, boft_s=1),
         normal_form=_normal_form,

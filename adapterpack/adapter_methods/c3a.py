@@ -64,9 +64,7 @@ c3a = METHODS.register(
         paper="https://arxiv.org/abs/2407.19342",
         formula="W' = W + C / in,  C of circulant blocks",
         config=C3A,
-        traits=Traits(
-            additive=True,
-        ),
+        traits=Traits(additive=True),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=lambda cfg, params, site: NormalForm(
@@ -80,10 +78,6 @@ c3a = METHODS.register(
                 for cfg, site in zip(configs, sites, strict=True)
             ]
         ),
-        peft=_KEYS.form(
-            peft_type="C3A",
-            suffixes=("c3a_kernel",),
-            features=_features,
-        ),
+        peft=_KEYS.form(peft_type="C3A", suffixes=("c3a_kernel",), features=_features),
     )
 )

@@ -102,11 +102,7 @@ deft = METHODS.register(
         paper="https://huggingface.co/docs/peft/package_reference/deft",
         formula="W' = W - Q Z^T W + s Q R",
         config=DEFT,
-        traits=Traits(
-            identity_at_init=False,
-            reads_weight=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(identity_at_init=False, reads_weight=True, layers=MATRICES),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

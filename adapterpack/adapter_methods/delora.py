@@ -104,12 +104,7 @@ delora = METHODS.register(
         paper="https://arxiv.org/abs/2503.18225",
         formula="W' = W + B diag(lambda / (r |A_i| |B_i|)) A diag(|W|_column)",
         config=DeLoRA,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            frozen=("delora_w_norm",),
-            layers=MATRICES,
-        ),
+        traits=Traits(additive=True, low_rank=True, frozen=("delora_w_norm",), layers=MATRICES),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

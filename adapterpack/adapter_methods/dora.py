@@ -129,10 +129,7 @@ dora = METHODS.register(
         paper="https://arxiv.org/abs/2402.09353",
         formula="y' = c * (W x + s B A x) + b,  c = m / |W + s B A|_row",
         config=DoRA,
-        traits=Traits(
-            reads_weight=True,
-            layers=(*WEIGHTS, "embedding"),
-        ),
+        traits=Traits(reads_weight=True, layers=(*WEIGHTS, "embedding")),
         shapes=lambda cfg, site: {**lora.shapes(cfg, site), "lora_magnitude_vector": (site.out_features,)},
         init=lambda cfg, site, rng: {**lora.init(cfg, site, rng), "lora_magnitude_vector": _lengths(site)},
         normal_form=_normal_form,
@@ -145,11 +142,7 @@ dora = METHODS.register(
             suffixes={"lora_magnitude_vector": "lora_magnitude_vector"},
             write=lambda cfg: True,
             layers={
-                "conv": PeftLayer(
-                    shapes_say_so=has_axes(3, 4, 5),
-                    stored=_as_kernels,
-                    loaded=_from_kernels,
-                ),
+                "conv": PeftLayer(shapes_say_so=has_axes(3, 4, 5), stored=_as_kernels, loaded=_from_kernels),
                 "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
                 **TRANSPOSED,
             },

@@ -123,12 +123,7 @@ def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(xp.astype(change, values.dtype, copy=False)))
 
 
-_KEYS = PeftKeys(
-    FourierFT,
-    ("n_frequency", "scaling", "random_loc_seed"),
-    NO_EXTRAS,
-    anchored=False,
-)
+_KEYS = PeftKeys(FourierFT, ("n_frequency", "scaling", "random_loc_seed"), NO_EXTRAS, anchored=False)
 
 fourierft = METHODS.register(
     Method(
@@ -139,9 +134,7 @@ fourierft = METHODS.register(
         paper="https://arxiv.org/abs/2405.03003",
         formula="W' = W + s Re(ifft2(S)),  S sparse",
         config=FourierFT,
-        traits=Traits(
-            additive=True,
-        ),
+        traits=Traits(additive=True),
         shapes=lambda cfg, site: {"fourierft_spectrum": (count_coefficients(cfg, site),)},
         init=lambda cfg, site, rng: {
             "fourierft_spectrum": np.zeros(count_coefficients(cfg, site), np.float32)
@@ -158,10 +151,6 @@ fourierft = METHODS.register(
                 for cfg, site in zip(configs, sites, strict=True)
             ],
         ),
-        peft=_KEYS.form(
-            peft_type="FOURIERFT",
-            suffixes=("fourierft_spectrum",),
-            layers=TRANSPOSED,
-        ),
+        peft=_KEYS.form(peft_type="FOURIERFT", suffixes=("fourierft_spectrum",), layers=TRANSPOSED),
     )
 )

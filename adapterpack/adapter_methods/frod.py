@@ -276,11 +276,7 @@ frod = METHODS.register(
         formula="W' = U (S + diag(l)) V^T,  V shared,  S sparse",
         config=FRoD,
         traits=Traits(
-            identity_at_init=False,
-            reads_weight=True,
-            frozen=("frod_V",),
-            layers=LINEAR,
-            min_features=(2, 2),
+            identity_at_init=False, reads_weight=True, frozen=("frod_V",), layers=LINEAR, min_features=(2, 2)
         ),
         shapes=_shapes,
         init=_init,

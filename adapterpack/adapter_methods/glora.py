@@ -120,11 +120,7 @@ def _normal_form(cfg: GLoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(change), shift=shift)
 
 
-_KEYS = PeftKeys(
-    GLoRA,
-    ("r", "config_A_B", "config_C", "config_D_E"),
-    {"init_weights": True, "bias": "none"},
-)
+_KEYS = PeftKeys(GLoRA, ("r", "config_A_B", "config_C", "config_D_E"), {"init_weights": True, "bias": "none"})
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
@@ -154,10 +150,7 @@ glora = METHODS.register(
         paper="https://arxiv.org/abs/2306.07967",
         formula="W' = W + W * A + B,  b' = b + b * D + E + W C",
         config=GLoRA,
-        traits=Traits(
-            reads_weight=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(reads_weight=True, layers=MATRICES),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

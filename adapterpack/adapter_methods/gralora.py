@@ -140,11 +140,7 @@ gralora = METHODS.register(
         paper="https://arxiv.org/abs/2505.20355",
         formula="W'_ij = W_ij + s B_ij A_ji for k x k blocks",
         config=GraLoRA,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(additive=True, low_rank=True, layers=MATRICES),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

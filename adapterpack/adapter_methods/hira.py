@@ -67,20 +67,14 @@ hira = METHODS.register(
         paper="https://openreview.net/forum?id=TwJrTz9cRS",
         formula="W' = W + W * (B A), elementwise",
         config=HiRA,
-        traits=Traits(
-            reads_weight=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(reads_weight=True, layers=MATRICES),
         shapes=_shapes,
         init=zeros(_shapes, hira_A=kaiming),
         normal_form=_normal_form,
         examples=(HiRA(r=1), HiRA(r=3), HiRA(r=4, dropout=0.1)),
         peft=_KEYS.form(
             peft_type="HIRA",
-            suffixes=(
-                "hira_A",
-                "hira_B",
-            ),
+            suffixes=("hira_A", "hira_B"),
             layers={
                 "conv": PeftLayer(shapes_say_so=has_axes(3, 4, 5), stored=as_kernels("hira_A", "hira_B")),
                 "embedding": PeftLayer({"hira_A": "hira_embedding_A", "hira_B": "hira_embedding_B"}),

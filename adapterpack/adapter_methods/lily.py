@@ -179,11 +179,7 @@ lily = METHODS.register(
         paper="https://arxiv.org/abs/2407.09946",
         formula="y'_t = W x_t + b + s sum_e p_e B_e^T A x_t,  p = mean_t softmax(R A x_t)",
         config=Lily,
-        traits=Traits(
-            row_separable=False,
-            batchable=False,
-            layers=("linear",),
-        ),
+        traits=Traits(row_separable=False, batchable=False, layers=("linear",)),
         shapes=_shapes,
         init=zeros(_shapes, lily_router=kaiming, lily_A=kaiming),
         normal_form=_normal_form,

@@ -73,11 +73,7 @@ ln_tuning = METHODS.register(
         formula="y' = w' * n(x) + b'",
         config=LNTuning,
         traits=Traits(
-            exclusive=True,
-            reads_weight=True,
-            quantizable=False,
-            batchable=False,
-            layers=("norm", "linear"),
+            exclusive=True, reads_weight=True, quantizable=False, batchable=False, layers=("norm", "linear")
         ),
         shapes=_shapes,
         init=_init,

@@ -144,11 +144,7 @@ loha = METHODS.register(
         paper="https://arxiv.org/abs/2108.06098",
         formula="W' = W + s (w1a w1b) * (w2a w2b), elementwise",
         config=LoHa,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(additive=True, low_rank=True, layers=MATRICES),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,
@@ -156,7 +152,7 @@ loha = METHODS.register(
         storage=Storage(
             expanded_size=lambda cfg, site: min(
                 cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features
-            ),
+            )
         ),
         peft=_KEYS.form(
             peft_type="LOHA",

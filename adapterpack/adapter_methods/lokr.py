@@ -224,10 +224,7 @@ lokr = METHODS.register(
         paper="https://arxiv.org/abs/2309.14859",
         formula="W' = W + s kron(w1, w2)",
         config=LoKr,
-        traits=Traits(
-            additive=True,
-            layers=MATRICES,
-        ),
+        traits=Traits(additive=True, layers=MATRICES),
         shapes=_shapes,
         init=zeros(_shapes, lokr_w1_b=kaiming, lokr_w2=kaiming, lokr_w2_a=kaiming, lokr_w2_b=kaiming),
         normal_form=lambda cfg, params, site: NormalForm(

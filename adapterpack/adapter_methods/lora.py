@@ -111,11 +111,7 @@ _START = frozenset({"start_A", "start_B"})
 def _shapes(cfg: LoRA, site: Site) -> Shapes:
     shares = site.stack if site.kind in LAYOUTS and LAYOUTS[site.kind].spanning else 1
     A, B = (cfg.r, site.in_features), (site.out_features, cfg.r // shares)
-    return {
-        "lora_A": A,
-        "lora_B": B,
-        **({"start_A": A, "start_B": B} if INITS[cfg.init].cancels else {}),
-    }
+    return {"lora_A": A, "lora_B": B, **({"start_A": A, "start_B": B} if INITS[cfg.init].cancels else {})}
 
 
 def _init(cfg: LoRA, site: Site, rng: Random) -> Arrays:
@@ -237,12 +233,7 @@ _FORM = PeftForm(
     from_peft_file=lambda content: attention_parameters(targeted_parameters(widen(as_lora(content)))),
     known_keys=READ_AS_LORA | {TARGET_PARAMETERS},
     ignored_suffixes=FOR_TRAINING_ALONE,
-    layers={
-        "spanning_conv": SPANNING,
-        "conv": CONVOLUTION,
-        "embedding": PeftLayer(EMBEDDED),
-        **TRANSPOSED,
-    },
+    layers={"spanning_conv": SPANNING, "conv": CONVOLUTION, "embedding": PeftLayer(EMBEDDED), **TRANSPOSED},
     refused_by={},
     overrides={"bare_parameters": to_peft_factors},
 )
@@ -299,11 +290,7 @@ lora = METHODS.register(
         paper="https://arxiv.org/abs/2106.09685",
         formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
         config=LoRA,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            layers=(*WEIGHTS, "spanning_conv", "embedding", *STACKS),
-        ),
+        traits=Traits(additive=True, low_rank=True, layers=(*WEIGHTS, "spanning_conv", "embedding", *STACKS)),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

@@ -113,9 +113,7 @@ mora = METHODS.register(
         paper="https://arxiv.org/abs/2405.12130",
         formula="y' = W x + b + widen(M narrow(x)),  M square",
         config=MoRA,
-        traits=Traits(
-            additive=True,
-        ),
+        traits=Traits(additive=True),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=_normal_form,

@@ -171,10 +171,7 @@ oft = METHODS.register(
         paper="https://arxiv.org/abs/2306.07280",
         formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
         config=OFT,
-        traits=Traits(
-            min_features=(1, 2),
-            layers=(*WEIGHTS, "table"),
-        ),
+        traits=Traits(min_features=(1, 2), layers=(*WEIGHTS, "table")),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=_normal_form,

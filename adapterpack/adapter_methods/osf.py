@@ -155,10 +155,7 @@ osf = METHODS.register(
         paper="https://arxiv.org/abs/2504.07097",
         formula="W' = W - U_0 S_0 V_0 + U S V,  U_0 S_0 V_0 the smallest terms of W",
         config=OSF,
-        traits=Traits(
-            reads_weight=True,
-            layers=WEIGHTS,
-        ),
+        traits=Traits(reads_weight=True, layers=WEIGHTS),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

@@ -114,10 +114,7 @@ peanut = METHODS.register(
         paper="https://arxiv.org/abs/2410.01870",
         formula="W' = W + s B f(... f(W^T A^T))^T,  f an activation",
         config=PEANuT,
-        traits=Traits(
-            reads_weight=True,
-            layers=WEIGHTS,
-        ),
+        traits=Traits(reads_weight=True, layers=WEIGHTS),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

@@ -236,12 +236,7 @@ psoft = METHODS.register(
         paper="https://arxiv.org/abs/2505.11235",
         formula="y' = W x + b + U_r S_r (R - I) V_r^T x",
         config=PSOFT,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            reads_weight=True,
-            min_features=(2, 2),
-        ),
+        traits=Traits(additive=True, low_rank=True, reads_weight=True, min_features=(2, 2)),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

@@ -124,12 +124,7 @@ pvera = METHODS.register(
         paper="https://arxiv.org/abs/2512.07703",
         formula="y' = W x + b + b' * (B z),  z ~ N(d_1 * (A_1 x), exp(d_2 * (A_2 x))),  trained: its mean",
         config=PVeRA,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            frozen=_PROJECTION.names,
-            layers=LINEAR,
-        ),
+        traits=Traits(additive=True, low_rank=True, frozen=_PROJECTION.names, layers=LINEAR),
         shapes=_shapes,
         init=lambda cfg, site, rng: zeros(_shapes, pvera_lambda_d=cfg.d_initial)(cfg, site, rng),
         normal_form=_normal_form,

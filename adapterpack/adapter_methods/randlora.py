@@ -120,11 +120,7 @@ def _make(cfg: Any) -> tuple[np.ndarray, ...]:
     return _pair(cfg.projection_prng_key, cfg.r, narrow, wide, bases, sparsity)
 
 
-_PROJECTION = Projection(
-    names=("randlora_A", "randlora_B"),
-    shapes=_pair_shapes,
-    make=_make,
-)
+_PROJECTION = Projection(names=("randlora_A", "randlora_B"), shapes=_pair_shapes, make=_make)
 
 
 def _shapes(cfg: RandLoRA, site: Site) -> Shapes:
@@ -170,11 +166,7 @@ randlora = METHODS.register(
         paper="https://arxiv.org/abs/2502.00987",
         formula="W' = W + s sum_n B_n diag(lambda_n) A_n diag(gamma),  A and B frozen",
         config=RandLoRA,
-        traits=Traits(
-            additive=True,
-            frozen=_PROJECTION.names,
-            layers=MATRICES,
-        ),
+        traits=Traits(additive=True, frozen=_PROJECTION.names, layers=MATRICES),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

@@ -119,10 +119,7 @@ road = METHODS.register(
         peft=_KEYS.form(
             peft_supports=lambda cfg, site: site.out_features % cfg.group_size == 0,
             peft_type="ROAD",
-            suffixes=(
-                "road_theta",
-                "road_alpha",
-            ),
+            suffixes=("road_theta", "road_alpha"),
         ),
     )
 )

@@ -112,9 +112,7 @@ shira = METHODS.register(
         paper="https://arxiv.org/abs/2406.13175",
         formula="W' = W + S,  S sparse",
         config=SHiRA,
-        traits=Traits(
-            additive=True,
-        ),
+        traits=Traits(additive=True),
         shapes=_shapes,
         init=_init,
         normal_form=lambda cfg, params, site: NormalForm(
@@ -125,12 +123,7 @@ shira = METHODS.register(
         examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
         storage=Storage(constants=_constants, require=_require),
         peft=_KEYS.form(
-            peft_type="SHIRA",
-            suffixes=(
-                "shira_weight",
-                "shira_indices",
-            ),
-            from_peft_file=_from_peft_file,
+            peft_type="SHIRA", suffixes=("shira_weight", "shira_indices"), from_peft_file=_from_peft_file
         ),
     )
 )

@@ -208,12 +208,7 @@ trainable_tokens = METHODS.register(
         paper="https://huggingface.co/docs/peft/package_reference/trainable_tokens",
         formula="E'[i] = D[k] for the k-th chosen token i",
         config=TrainableTokens,
-        traits=Traits(
-            exclusive=True,
-            reads_weight=True,
-            quantizable=False,
-            layers=("table", "linear"),
-        ),
+        traits=Traits(exclusive=True, reads_weight=True, quantizable=False, layers=("table", "linear")),
         shapes=lambda cfg, site: {"trainable_tokens_delta": (len(cfg.token_indices), site.in_features)},
         init=_init,
         normal_form=_normal_form,

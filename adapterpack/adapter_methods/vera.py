@@ -109,12 +109,7 @@ vera = METHODS.register(
         paper="https://arxiv.org/abs/2310.11454",
         formula="y' = W x + b + b' * (B (d * (A x))),  A and B frozen and shared",
         config=VeRA,
-        traits=Traits(
-            additive=True,
-            low_rank=True,
-            frozen=_PROJECTION.names,
-            layers=MATRICES,
-        ),
+        traits=Traits(additive=True, low_rank=True, frozen=_PROJECTION.names, layers=MATRICES),
         shapes=_shapes,
         init=lambda cfg, site, rng: zeros(_shapes, vera_lambda_d=cfg.d_initial)(cfg, site, rng),
         normal_form=_normal_form,

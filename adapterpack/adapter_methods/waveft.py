@@ -156,9 +156,7 @@ waveft = METHODS.register(
         paper="https://arxiv.org/abs/2505.12532",
         formula="W' = W + s IDWT2(S),  S sparse",
         config=WaveFT,
-        traits=Traits(
-            additive=True,
-        ),
+        traits=Traits(additive=True),
         shapes=lambda cfg, site: {"waveft_spectrum": (count_coefficients(cfg, site),)},
         init=lambda cfg, site, rng: {"waveft_spectrum": np.zeros(count_coefficients(cfg, site), np.float32)},
         normal_form=_normal_form,

@@ -242,12 +242,7 @@ def _list_open_fields(config: Config) -> Iterator[str]:
 
 _SUSPECT = re.compile(r"window|chunk|(local|lsh|global)_.*(len|stride|blocks)|radius|segment_means|topk_b")
 _NO_LENGTH = frozenset(
-    {
-        "chunk_size_feed_forward",
-        "max_window_layers",
-        "sliding_window_pattern",
-        "_sliding_window_pattern",
-    }
+    {"chunk_size_feed_forward", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern"}
 )
 """Fields with suspicious names that have nothing to do with row lengths."""
 _KNOWN_KINDS = frozenset(

@@ -28,11 +28,7 @@ TreeLike = str | Mapping[str, Any] | Leaf | Node
 
 
 def assemble(
-    parents: Sequence[Pack],
-    tree: TreeLike,
-    name: str,
-    seed: int = 0,
-    shared: Tensors | None = None,
+    parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0, shared: Tensors | None = None
 ) -> Pack:
     """Returns a pack that contains ``parents`` unchanged, each under its name, and combines them as ``tree``
     says.
@@ -213,10 +209,7 @@ def _adapter(
 
 
 def _shared_parameters(
-    method: Method,
-    adapters: Mapping[Site, tuple[Any, Any]],
-    seed: int,
-    trained: Tensors | None,
+    method: Method, adapters: Mapping[Site, tuple[Any, Any]], seed: int, trained: Tensors | None
 ) -> Tensors:
     """Returns the parameters that the nodes have once for all sites: the ``trained`` ones after checking that
     they have the shapes that the tree gives them, or else initial values.

@@ -89,12 +89,7 @@ class MergedModels(NamedTuple):
 
 
 def merge_models(
-    file: MergekitFile,
-    folders: Mapping[str, Path],
-    out: StrPath,
-    *,
-    seed: int,
-    progress: Progress | None,
+    file: MergekitFile, folders: Mapping[str, Path], out: StrPath, *, seed: int, progress: Progress | None
 ) -> MergedModels:
     """Merges the full models of a mergekit file into a new checkpoint, which has the config and the tokenizer
     of its base model, or else of its first model.

@@ -27,10 +27,7 @@ class MergekitMethod(NamedTuple):
 
     method: str
     per_model: Callable[[float, Arguments], dict[str, Any]] = lambda weight, params: {"weight": weight}
-    common: Callable[[Arguments], dict[str, Any]] = lambda params: {
-        "normalize": False,
-        "lambda": 1.0,
-    }
+    common: Callable[[Arguments], dict[str, Any]] = lambda params: {"normalize": False, "lambda": 1.0}
     mismatch: Callable[[Sequence[float], Arguments], str] = lambda weights, params: ""
 
 

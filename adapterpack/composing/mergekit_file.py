@@ -447,10 +447,7 @@ def _acting_models(
 
 
 def _notes(
-    file: Settings,
-    method: MergeMethod,
-    models: Sequence[Model],
-    settings: Sequence[Settings],
+    file: Settings, method: MergeMethod, models: Sequence[Model], settings: Sequence[Settings]
 ) -> Iterator[str]:
     """Yields what a user should know: keys that are left out, and where the rule differs."""
     known = table()

@@ -106,9 +106,7 @@ def recipe_of(pack: Pack) -> CompositionRecipe:
     statistics = params.get("statistics") or ()
     if not all(isinstance(digest, str) for digest in statistics):
         raise ConfigError(
-            "the statistics of this pack are in no file",
-            where=pack.where,
-            remedy="write them to files first",
+            "the statistics of this pack are in no file", where=pack.where, remedy="write them to files first"
         )
     return CompositionRecipe(
         pack.manifest.pack.name,

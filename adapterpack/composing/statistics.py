@@ -115,10 +115,7 @@ def read(path: StrPath) -> Statistics:
 
 
 def of_packs(
-    statistics: Sequence[Statistics | StrPath] | None,
-    packs: Sequence[Pack],
-    wanted: str,
-    rule: str,
+    statistics: Sequence[Statistics | StrPath] | None, packs: Sequence[Pack], wanted: str, rule: str
 ) -> list[Statistics] | None:
     """Returns the statistics of all packs in their order, for a rule that needs the kind ``wanted`` ("" for
     none).

@@ -154,9 +154,7 @@ class CompositionWork(NamedTuple):
         return [self.weights[index] for index in self.order]
 
     def with_sites(
-        self,
-        base: StrPath | None,
-        statistics: Sequence[Statistics | StrPath] | None,
+        self, base: StrPath | None, statistics: Sequence[Statistics | StrPath] | None
     ) -> CompositionWork:
         """Returns the work with the sites of all packs, and with statistics of the packs where the rule needs
         them.
@@ -401,8 +399,7 @@ def combine_sites(work: CompositionWork, progress: Progress | None = None) -> Si
         results, order = _share_budget(work, results), range(len(results))
     losses = {work.sites[index].site.path: results[index][1] for index in order}
     return SiteOutcome(
-        [change for change, _ in results],
-        {path: loss for path, loss in losses.items() if loss is not None},
+        [change for change, _ in results], {path: loss for path, loss in losses.items() if loss is not None}
     )
 
 
@@ -444,8 +441,7 @@ def build_pack(work: CompositionWork, outcome: SiteOutcome, name: str) -> Pack:
         Unsupported: the policy for modules trained whole cannot be followed.
     """
     whole = _combine_modules(
-        work,
-        any(change is not None and np.any(change.A) and np.any(change.B) for change in outcome.changes),
+        work, any(change is not None and np.any(change.A) and np.any(change.B) for change in outcome.changes)
     )
     details = _lineage_params(work, outcome)
     if work.request.rank_is_default:

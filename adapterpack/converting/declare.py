@@ -16,12 +16,7 @@ from ..pack.pack import seal
 from ..paths import StrPath
 
 
-def declare(
-    pack: Pack | StrPath,
-    base: StrPath,
-    other: StrPath,
-    out: StrPath | None = None,
-) -> Pack:
+def declare(pack: Pack | StrPath, base: StrPath, other: StrPath, out: StrPath | None = None) -> Pack:
     """Compares ``other`` with the base of a pack, and makes a copy of the pack that may be used on both.
 
     A cast, a new sharding and a renaming are compared byte by byte. A quantization can only be recognized by

@@ -227,10 +227,7 @@ def pad_to_one_rank(
     for site in sites:
         spare = rank - site.down.shape[0]
         up = scale_factor(site.up, site.scale / scale, site.path)
-        padded[site.path] = (
-            np.pad(site.down, ((0, spare), (0, 0))),
-            np.pad(up, ((0, 0), (0, spare))),
-        )
+        padded[site.path] = (np.pad(site.down, ((0, spare), (0, 0))), np.pad(up, ((0, 0), (0, spare))))
     notes = []
     if differing := sum(site.scale != scale for site in sites):
         notes.append(

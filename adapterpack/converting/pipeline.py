@@ -166,8 +166,7 @@ def _writer(form: Format, graph: StrPath | None) -> Callable[..., tuple[str, ...
     """
     if form.write is None:
         raise Unsupported(
-            f"the format {form.name} is only read",
-            remedy=f"name another with --to: {', '.join(writable())}",
+            f"the format {form.name} is only read", remedy=f"name another with --to: {', '.join(writable())}"
         )
     if graph is None:
         return form.write

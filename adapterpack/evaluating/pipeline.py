@@ -28,14 +28,7 @@ from ..tasks.task import Task
 from ..training.config.sources import Source, sources_of
 from ..training.data.decompress import dataset_of
 from ..training.data.load import load_rows
-from .evaluation import (
-    AnsweredRows,
-    EvaluatedModel,
-    EvaluationRow,
-    Result,
-    RowReply,
-    evaluation_of,
-)
+from .evaluation import AnsweredRows, EvaluatedModel, EvaluationRow, Result, RowReply, evaluation_of
 from .result import Evaluated, figures_of
 
 BASE = "base"

@@ -59,10 +59,7 @@ class Content(NamedTuple):
 
 
 def config_bytes(
-    manifest: m.Manifest,
-    on_base: bool = False,
-    parameters: bool = False,
-    reordered: PeftConfig | None = None,
+    manifest: m.Manifest, on_base: bool = False, parameters: bool = False, reordered: PeftConfig | None = None
 ) -> bytes | None:
     """Returns PEFT's config for a manifest, or None if PEFT cannot load the tensors: unsupported method or
     kind of layer, quantized tensors, omitted tensors, or no adapter next to modules that were trained in

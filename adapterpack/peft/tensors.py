@@ -234,11 +234,7 @@ def _split_name(method: Method, rest: str, endings: Iterable[str]) -> tuple[str,
 
 
 def _unaccounted_error(
-    unknown: Mapping[str, Tensors],
-    prefix: str,
-    endings: Iterable[str],
-    config: PeftConfig,
-    where: Path,
+    unknown: Mapping[str, Tensors], prefix: str, endings: Iterable[str], config: PeftConfig, where: Path
 ) -> Unsupported:
     """Returns the error for tensors, by module, that belong to no site and to no module trained in full."""
     path, params = next(iter(unknown.items()))
@@ -303,9 +299,7 @@ def site_of(
         declared = method.shapes(cfg, site)  # the set of parameters may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise FormatError(
-            "the tensors of a site do not pair up, or have too few axes",
-            where=here,
-            found=shapes,
+            "the tensors of a site do not pair up, or have too few axes", where=here, found=shapes
         ) from error
     if params.keys() != declared.keys():
         raise FormatError(

@@ -138,11 +138,7 @@ def _step_time(config: TrainConfig, ready: PreparedRun, reader: Any, rewards: Se
         early_stopping_patience=None,
         report_to="none",
     )
-    with (
-        TemporaryDirectory() as folder,
-        memory_errors(config, again=True),
-        own_forward(ready.model),
-    ):
+    with TemporaryDirectory() as folder, memory_errors(config, again=True), own_forward(ready.model):
         trainer = trainer_for(
             timed,
             ready,

@@ -285,8 +285,7 @@ def describe_traits(method: Method) -> dict[str, Any]:
 
 
 def zeros(
-    shapes: Callable[[Any, Site], Shapes],
-    **others: float | Callable[[Random, Shape], np.ndarray],
+    shapes: Callable[[Any, Site], Shapes], **others: float | Callable[[Random, Shape], np.ndarray]
 ) -> Callable[[Any, Site, Random], Arrays]:
     """Returns an ``init`` that starts every parameter at zero, except the ``others``: name -> the number that
     fills it, or a function that draws it, such as :func:`kaiming`.

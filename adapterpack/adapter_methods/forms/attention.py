@@ -15,13 +15,7 @@ from typing import NamedTuple
 from .. import Array, Traits, array_namespace
 from ..core.routers import softmax
 
-TRAITS = Traits(
-    row_separable=False,
-    quantizable=False,
-    batchable=True,
-    layers=("attention",),
-    exclusive=True,
-)
+TRAITS = Traits(row_separable=False, quantizable=False, batchable=True, layers=("attention",), exclusive=True)
 """The traits that all methods of this kind share."""
 
 

@@ -35,11 +35,7 @@ from .. import (
 EPSILON = 1e-5
 """Keeps the norm's division away from zero."""
 
-TRAITS = Traits(
-    row_separable=False,
-    quantizable=False,
-    layers=("block",),
-)
+TRAITS = Traits(row_separable=False, quantizable=False, layers=("block",))
 """The traits that all methods of this kind share."""
 
 

@@ -199,9 +199,7 @@ def as_form(part: NodePart | None) -> NormalForm:
 
 
 def mix(
-    parts: Parts,
-    make_gate: Callable[[Array, Array, tuple[int, ...]], Weights],
-    absent: bool = False,
+    parts: Parts, make_gate: Callable[[Array, Array, tuple[int, ...]], Weights], absent: bool = False
 ) -> NodePart | None:
     """Returns the part of a router over experts. ``make_gate`` returns its gate from the stacked factors of
     the experts, ``down`` and ``up``, and their ranks; with ``absent``, experts that change nothing at the

@@ -17,18 +17,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from .. import LINEAR, Array, Arrays, Dense, Params, Random, Shape, Shapes, Site
-from ..core.base import (
-    Forward,
-    Method,
-    NormalForm,
-    Overrides,
-    Shared,
-    Storage,
-    Traits,
-    amount,
-    fold,
-    run,
-)
+from ..core.base import Forward, Method, NormalForm, Overrides, Shared, Storage, Traits, amount, fold, run
 from ..core.config import SiteConfig, from_json
 from ..core.routers import MASKS
 from .base import Folded, Folding, Leaf, NodeKind, NodePart, Transform, Tree, as_form, part_of

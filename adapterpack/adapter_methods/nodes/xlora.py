@@ -19,17 +19,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from .. import (
-    Array,
-    Arrays,
-    FiniteFloat,
-    NonNegativeInt,
-    Params,
-    PositiveFloat,
-    Random,
-    Shape,
-    Shapes,
-)
+from .. import Array, Arrays, FiniteFloat, NonNegativeInt, Params, PositiveFloat, Random, Shape, Shapes
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
 from ..forms.blocks import relu
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix, scale_part

@@ -160,10 +160,7 @@ def _in_order(
             "merge this adapter with the library that made it",
         )
         if fitting
-        else (
-            "the tensors fit no parameters of this module",
-            "name the base that the adapter was trained on",
-        )
+        else ("the tensors fit no parameters of this module", "name the base that the adapter was trained on")
     )
     raise Unsupported(
         problem,

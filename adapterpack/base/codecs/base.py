@@ -101,12 +101,7 @@ class ModuleTensors(NamedTuple):
     codec: str
     path: str
 
-    def part(
-        self,
-        role: str,
-        dtypes: tuple[str, ...],
-        shape: tuple[int | None, ...] | None = None,
-    ) -> str:
+    def part(self, role: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...] | None = None) -> str:
         """Returns the name of a part after checking its dtype and shape; None in ``shape`` allows any extent.
 
         Raises:

@@ -255,13 +255,7 @@ TYPES = {
     "Q5_1": _block((_NIBBLES, _FIFTH), d="<f2", m="<f2", qh="4u1", qs="16u1"),
     "Q8_0": _block((Bits("qs", 8),), d="<f2", qs="32u1"),
     "Q2_K": _block(
-        (Bits("qs", 2, 2),),
-        Numbers((Bits("scales", 4),)),
-        16,
-        scales="16u1",
-        qs="64u1",
-        d="<f2",
-        dmin="<f2",
+        (Bits("qs", 2, 2),), Numbers((Bits("scales", 4),)), 16, scales="16u1", qs="64u1", d="<f2", dmin="<f2"
     ),
     "Q3_K": _block(
         (Bits("qs", 2, 2), Bits("hmask", 1)),

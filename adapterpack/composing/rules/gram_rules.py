@@ -298,10 +298,7 @@ def _stock_lines(
     mix=_stock_lines,
 )
 def model_stock(
-    terms: Terms,
-    *,
-    per: Literal["tensor", "row"] = "tensor",
-    mean: Literal["angle", "cosine"] = "angle",
+    terms: Terms, *, per: Literal["tensor", "row"] = "tensor", mean: Literal["angle", "cosine"] = "angle"
 ) -> Factors | FactorSum:
     """Returns ``t mean_i D_i`` with ``t`` from the angle between the changes, one ``t`` for the site or for
     every row.

@@ -168,11 +168,7 @@ def _rules(shared: Tensors, where: str) -> Arrays:
         return {}
     elif shared.keys() == {"phm_rule"} and shared["phm_rule"].ndim == 3:
         return {"rule": shared["phm_rule"]}
-    raise FormatError(
-        "tensors of no place of the model",
-        where=where,
-        found=shapes_of(shared),
-    )
+    raise FormatError("tensors of no place of the model", where=where, found=shapes_of(shared))
 
 
 def _config(

@@ -175,9 +175,7 @@ def _split(key: str, name: str) -> tuple[str | None, str, str]:
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     base = require_base(
-        base,
-        pack.where,
-        "the settings name the kind of model, and the layers that have no adapter",
+        base, pack.where, "the settings name the kind of model, and the layers that have no adapter"
     )
     refuse_full_modules(pack, "adapterhub")
     family = family_of(base.model_type, base.folder / "config.json")

@@ -21,13 +21,7 @@ from ...pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key
 from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules
-from ..lora_keys import (
-    choose_models,
-    is_text_model,
-    keys_of,
-    missing_alpha_note,
-    published_in,
-)
+from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_note, published_in
 from ..numbers import tensor_number
 from ..packs import dequantize
 
@@ -140,10 +134,7 @@ def _parts(file: SafetensorsFile, source: ConversionSource) -> dict[str, dict[st
 
 
 def _sites(
-    file: SafetensorsFile,
-    modules: Mapping[str, Mapping[str, str]],
-    part: str,
-    source: ConversionSource,
+    file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], part: str, source: ConversionSource
 ) -> tuple[_Sites, list[str]]:
     """Returns the sites of one model by module path, and the modules without a stated alpha."""
     require_pairs(modules, (_A, _B), source.path)

@@ -22,13 +22,7 @@ from ...pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import group_leaves, require_linear, site_factors
 from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
-from ..lora_keys import (
-    choose_models,
-    is_text_model,
-    keys_of,
-    missing_alpha_note,
-    published_in,
-)
+from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_note, published_in
 from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
 from ..packs import dequantize, foreign_pack

@@ -118,12 +118,7 @@ def _flat(value: np.ndarray) -> np.ndarray:
 
 
 def _check(
-    method: str,
-    layer: LycorisLayer,
-    rows: int,
-    columns: int,
-    params: dict[str, np.ndarray],
-    **settings: Any,
+    method: str, layer: LycorisLayer, rows: int, columns: int, params: dict[str, np.ndarray], **settings: Any
 ) -> LycorisReading:
     """Returns a site of ``[rows, columns]`` matrices, with the settings of its config, after checking the
     shapes.

@@ -63,9 +63,7 @@ def split_kronecker(params: Tensors, points: int, where: str) -> KroneckerSplit:
     ranks = {rank for rank in (one, two) if rank is not None}
     if len(ranks) > 1 or second[1] % points:
         raise FormatError(
-            "the factors of a module do not fit each other",
-            where=where,
-            found=shapes_of(params),
+            "the factors of a module do not fit each other", where=where, found=shapes_of(params)
         )
     (a, b), (c, d) = first, (second[0], second[1] // points)
     rank = next(iter(ranks), None)

@@ -55,10 +55,7 @@ def _count_pixels(model: EvaluatedModel, row: EvaluationRow, result: Result) -> 
 def _judge_segments(rows: AnsweredRows) -> Judgement:
     both, either, wanted = np.array([result["pixels"] for result in rows.results], float).swapaxes(0, 1)
     own = np.array([*map(mean_iou, both, either)])
-    measures = [
-        of_sums("miou", (both, either), mean_iou),
-        ratio("accuracy", both.sum(1), wanted.sum(1)),
-    ]
+    measures = [of_sums("miou", (both, either), mean_iou), ratio("accuracy", both.sum(1), wanted.sum(1))]
     return Judgement(measures, {"iou": own}, -own, [f"IoU {one:.3f}" for one in own])
 
 

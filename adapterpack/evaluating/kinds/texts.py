@@ -49,9 +49,7 @@ def encode(
     kept = cut_up(ids, labels, model.max_length, continuous)
     if not kept or (len(ids) > model.max_length and not continuous):
         raise ConfigError(
-            "a row has no answer, or is too long",
-            where=place,
-            expected=f"at most {model.max_length} tokens",
+            "a row has no answer, or is too long", where=place, expected=f"at most {model.max_length} tokens"
         )
     return kept
 

@@ -272,12 +272,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        x: Tensor,
-        A: Tensor,
-        B: Tensor,
-        dropout: Dropout | None = None,
+        ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, dropout: Dropout | None = None
     ) -> Tensor:
         """Maps ``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` to
         ``[rows, out]``.

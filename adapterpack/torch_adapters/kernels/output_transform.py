@@ -62,13 +62,7 @@ class _After(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        cos: Tensor,
-        sin: Tensor | None,
-        half: int,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor | None, half: int
     ) -> tuple[Tensor, Tensor]:
         """Returns the layer's output with and without the transform."""
         y = functional.linear(x, weight, bias)

@@ -18,16 +18,7 @@ from ...adapter_methods import PROMPT, PromptForm
 from ...errors import Unsupported
 from .calls import Kwargs, argument_names, named_arguments
 from .layer import NewAdapter
-from .prompts import (
-    CACHES,
-    OWNER,
-    Prompts,
-    Redirect,
-    cached_length,
-    of_transformers,
-    tokens_of,
-    with_room,
-)
+from .prompts import CACHES, OWNER, Prompts, Redirect, cached_length, of_transformers, tokens_of, with_room
 
 
 def around_embedding(model: nn.Module, module: nn.Module) -> Prompts:

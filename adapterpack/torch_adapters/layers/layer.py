@@ -416,12 +416,7 @@ class AdaptedLayer(Adapted):
         return self._in_rows(x, base(x), apply)
 
     def _with_adapter(
-        self,
-        name: str,
-        below: Callable[[Tensor], Tensor],
-        first: bool,
-        index: Tensor | None,
-        x: Tensor,
+        self, name: str, below: Callable[[Tensor], Tensor], first: bool, index: Tensor | None, x: Tensor
     ) -> Tensor:
         """Returns the output at ``x`` of the adapter on top of ``below``.
 

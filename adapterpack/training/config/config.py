@@ -25,9 +25,7 @@ from .unknown_keys import method_of, own_settings, require_known
 
 
 def read_config(
-    source: StrPath | Settings | TrainConfig,
-    overrides: Iterable[str] = (),
-    tool: str | None = None,
+    source: StrPath | Settings | TrainConfig, overrides: Iterable[str] = (), tool: str | None = None
 ) -> tuple[list[TrainConfig], list[str]]:
     """Returns the configs of a YAML file or mapping, one for each entry of ``adapters:``, and notes on the
     translations that it made.

@@ -23,13 +23,7 @@ from ..trainers.kind import TRAINERS, TrainerKind
 
 log = logging.getLogger(__name__)
 _OWN = frozenset(
-    {
-        "output_dir",
-        "gradient_checkpointing",
-        "report_to",
-        "load_best_model_at_end",
-        "auto_find_batch_size",
-    }
+    {"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end", "auto_find_batch_size"}
 )
 """Settings that are translated instead of being passed on unchanged."""
 _OPENED_FIRST = {"mlflow": "mlflow:MlflowClient"}

@@ -23,11 +23,7 @@ _NUMBERS = 1 << 23
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    smoothing: float,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
 ) -> Tensor:
     """Returns the sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as
     in torch.
@@ -40,11 +36,7 @@ def linear_cross_entropy(
 
 
 def by_blocks(
-    head: Callable[[Tensor], Tensor],
-    width: int,
-    hidden: Tensor,
-    targets: Tensor,
-    smoothing: float,
+    head: Callable[[Tensor], Tensor], width: int, hidden: Tensor, targets: Tensor, smoothing: float
 ) -> Tensor:
     """Returns the same sum for any ``head`` with ``width`` outputs; the backward pass calls the head again
     for each block.
@@ -79,12 +71,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        smoothing: float,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
     ) -> Tensor:
         """Returns the loss, and computes the gradient of ``hidden`` along the way."""
         total, of_hidden = torch.zeros((), dtype=_wide(hidden), device=hidden.device), None

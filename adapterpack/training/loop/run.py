@@ -54,10 +54,7 @@ class TrainedAdapter(NamedTuple):
 
 @in_batches_that_fit
 def train_adapter(
-    config: TrainConfig,
-    progress: Shown | None,
-    rewards: Sequence[Reward],
-    bases: SharedBases | None = None,
+    config: TrainConfig, progress: Shown | None, rewards: Sequence[Reward], bases: SharedBases | None = None
 ) -> TrainedAdapter:
     """Trains one adapter, alone or as one of several over the same ``bases``, from the last checkpoint of the
     same run if there is one; with ``auto_find_batch_size`` in batches that fit into memory.
