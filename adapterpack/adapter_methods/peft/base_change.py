@@ -24,6 +24,7 @@ from ...errors import Unsupported, excerpt
 from ..core.layouts import LINEAR, layout_of
 from ..core.peft_form import BaseChange, Completed, Factorise, PeftConfig, PeftContent
 from ..core.site import Arrays, Site, Tensors
+from ..inits.base import Factors
 
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """PEFT's initialisations that leave the base's weight unchanged."""
@@ -43,7 +44,7 @@ _WIDEST = 4096
 _ANEW = "convert it to plain LoRA in PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 
 
-def _pissa(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tuple[np.ndarray, np.ndarray]:
+def _pissa(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> Factors:
     """Returns ``B0`` and ``A0`` of PiSSA without the scale."""
     u, s, vt = factorise(weight)
     if r < len(s) and s[0] * _ROUNDING > _CERTAIN * (s[r - 1] - s[r]):
@@ -52,7 +53,7 @@ def _pissa(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tupl
     return u[:, :r] * root, root[:, None] * vt[:r]
 
 
-def _olora(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tuple[np.ndarray, np.ndarray]:
+def _olora(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> Factors:
     """Returns ``B0`` and ``A0`` of OLoRA, which decomposes the weight as the layer stores it."""
     turned = layout_of(site.kind).turned
     q, upper = np.linalg.qr((weight.T if turned else weight).astype(np.float64))
@@ -68,7 +69,7 @@ def _uncertain(site: Site, what: str) -> Unsupported:
     )
 
 
-_FOLLOW: Mapping[str, Callable[[np.ndarray, int, Site, Factorise], tuple[np.ndarray, np.ndarray]]] = {
+_FOLLOW: Mapping[str, Callable[[np.ndarray, int, Site, Factorise], Factors]] = {
     "pissa": _pissa,
     "olora": _olora,
 }
@@ -144,7 +145,7 @@ def _unknown(init: Any) -> Unsupported:
     return Unsupported(_WHY, where="init_lora_weights", expected=expected, found=excerpt(init), remedy=_ANEW)
 
 
-def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bool) -> Completed:
+def _taken_back(start: Callable[..., Factors], divided: bool) -> Completed:
     """Returns the function that turns an adapter with that ``start`` into one of twice the rank; ``divided``:
     PEFT divides the start by the scale.
     """

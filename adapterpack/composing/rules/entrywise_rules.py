@@ -11,7 +11,7 @@ from ...lowrank import magnitudes
 from ...lowrank.quantiles import level
 from .entries import EntryBlock, EntryBlocks, core_space, entry_rule, knots, weigh
 from .rule import MEAN, SUM, THINNED, Count, Fraction, Laws, Seed, Share
-from .trim import band, band_levels, drop, dropped_by_rank, largest_level, trim
+from .trim import Levels, band, band_levels, drop, dropped_by_rank, largest_level, trim
 
 _TIE = 1e-6
 """The share of the votes below which a majority counts as a tie, since it is only rounding in float32."""
@@ -234,7 +234,7 @@ def della_linear(
     laws=SUM,
 )
 def breadcrumbs(
-    block: EntryBlock, levels: tuple[np.ndarray, np.ndarray], *, density: Share = 0.9, gamma: Fraction = 0.01
+    block: EntryBlock, levels: Levels, *, density: Share = 0.9, gamma: Fraction = 0.01
 ) -> np.ndarray:
     """``sum w_t band(x_t)``."""
     return np.asarray(weigh(block.weights, band(block, levels)).sum(axis=0))
@@ -252,7 +252,7 @@ def breadcrumbs(
 )
 def breadcrumbs_ties(
     block: EntryBlock,
-    levels: tuple[np.ndarray, np.ndarray],
+    levels: Levels,
     *,
     density: Share = 0.9,
     gamma: Fraction = 0.01,

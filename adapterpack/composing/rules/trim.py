@@ -12,6 +12,9 @@ from ...lowrank.quantiles import level
 from ...lowrank.seeded_random import uniform
 from .entries import EntryBlock, EntryBlocks
 
+Levels = tuple[np.ndarray, np.ndarray]
+"""The lower and upper magnitude of a band, ``[T]`` each."""
+
 
 def largest_level(blocks: EntryBlocks, *, density: float, **_: Any) -> np.ndarray:
     """Returns ``[T]``: the magnitude of the smallest of the ``density`` largest entries of each change."""
@@ -27,9 +30,7 @@ def _levels(blocks: EntryBlocks, shares: np.ndarray) -> np.ndarray:
     return np.array([found[share][index] for index, share in enumerate(shares.tolist())], np.float32)
 
 
-def band_levels(
-    blocks: EntryBlocks, *, density: float, gamma: float, **_: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def band_levels(blocks: EntryBlocks, *, density: float, gamma: float, **_: Any) -> Levels:
     """Returns ``[T]`` twice: the lower and upper magnitude (inclusive) of the band that holds ``density`` of
     the entries, just below the ``gamma`` largest.
 
@@ -59,7 +60,7 @@ def trim(values: np.ndarray, least: np.ndarray) -> np.ndarray:
     )
 
 
-def band(block: EntryBlock, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def band(block: EntryBlock, levels: Levels) -> np.ndarray:
     """Keeps the entries in the band and sets all others to 0; entries above its upper end are outliers."""
     sizes = magnitudes(block.values)
     return np.where((sizes >= levels[0][:, None, None]) & (sizes < levels[1][:, None, None]), block.values, 0)
