@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from adapterpack.training.config.tool_values import FUNCTIONS
+from adapterpack.training.config import tool_values
 from adapterpack.training.config.tools import TABLES, KeyRule, OtherTool, table_of
 
 INTRO = """# Keys of other tools' training files
@@ -60,7 +60,7 @@ def _rule(rule: str | KeyRule) -> str:
     if isinstance(rule, str):
         return f"`{rule}`"
     if rule.by:
-        said = inspect.getdoc(FUNCTIONS[rule.by]) or ""
+        said = inspect.getdoc(getattr(tool_values, rule.by)) or ""
         said = " ".join(said.split("\n\n")[0].split()).removesuffix(".").removeprefix("Returns ")
         first, _, rest = said.partition(" ")
         return f"{first.lower() if first.istitle() else first} {rest}".replace("``", "`")

@@ -1,12 +1,12 @@
 """Works out settings from values that other tools write in a way of their own; the tables in ``tools/`` name
-these functions.
+the public functions.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ...base import dtypes
@@ -55,28 +55,18 @@ _LOSSES: Mapping[str, Settings] = {
     "simpo": {"trainer": "cpo", "loss_type": "simpo"},
 }
 """What other tools name as a way of training, and is a loss of a trainer."""
-FUNCTIONS: dict[str, Callable[[File], Settings]] = {}
-"""The functions that a table can name."""
 
 
-def named(function: Callable[[File], Settings]) -> Callable[[File], Settings]:
-    """Lets a table name a function."""
-    return FUNCTIONS.setdefault(function.__name__, function)
-
-
-@named
 def nothing(file: File) -> Settings:
     """Leaves a key to the one that reads it too."""
     return {}
 
 
-@named
 def names(file: File) -> Settings:
     """Splits names that stand in one text with commas between them, as LLaMA-Factory writes lists."""
     return {file.into: _names(file.value)}
 
 
-@named
 def several_names(file: File) -> Settings:
     """Splits a text with commas only if all of its parts are plain names: another text may be a pattern."""
     parts = _names(file.value)
@@ -88,7 +78,6 @@ def several_names(file: File) -> Settings:
     return {file.into: parts if plain else file.value}
 
 
-@named
 def all_or_named(file: File) -> Settings:
     """Returns LLaMA-Factory's targets, of which ``all`` is every linear layer, and of a model that sees those
     of its language model, as a task's own targets are.
@@ -96,7 +85,6 @@ def all_or_named(file: File) -> Settings:
     return {} if file.value == "all" else {"targets": _names(file.value)}
 
 
-@named
 def linear_and_named(file: File) -> Settings:
     """Returns axolotl's targets: every linear layer, named layers, or both."""
     named = several_names(file._replace(value=file.values.get("lora_target_modules"), into="targets"))[
@@ -108,7 +96,6 @@ def linear_and_named(file: File) -> Settings:
     return {} if named is None else {"targets": named}
 
 
-@named
 def target_parameters(file: File) -> Settings:
     """Returns the setting for parameters of fused experts, which are adapted together."""
     if not all("experts" in str(name) for name in file.value):
@@ -116,7 +103,6 @@ def target_parameters(file: File) -> Settings:
     return {"experts": True}
 
 
-@named
 def method(file: File) -> Settings:
     """Returns the method: names are ours in small letters, with ``qlora`` as LoRA of a base in four bits."""
     if file.says("peft_use_dora", "use_dora") is True:
@@ -128,7 +114,6 @@ def method(file: File) -> Settings:
     return {"method": {"qlora": "lora", "lntuning": "ln_tuning"}.get(plain, plain)}
 
 
-@named
 def stage(file: File) -> Settings:
     """Returns the trainer of LLaMA-Factory's ``stage`` and axolotl's ``rl``."""
     if file.value == "ppo":
@@ -140,7 +125,6 @@ def stage(file: File) -> Settings:
     return {"trainer": {"rm": "reward", "pt": "sft"}.get(file.value, file.value)}
 
 
-@named
 def preference_loss(file: File) -> Settings:
     """Returns what LLaMA-Factory's losses of preferences are: a trainer of their own, or a loss of DPO."""
     if file.value == "orpo":
@@ -150,13 +134,11 @@ def preference_loss(file: File) -> Settings:
     return {"loss_type": file.value}
 
 
-@named
 def pissa(file: File) -> Settings:
     """Returns PiSSA's initialisation."""
     return {"init": "pissa"} if file.value is True else {}
 
 
-@named
 def loftq(file: File) -> Settings:
     """Returns LoftQ's initialisation, the one thing that axolotl's ``peft`` is for."""
     bits = file.value.get("loftq_config", {}).get("loftq_bits") if isinstance(file.value, Mapping) else None
@@ -168,7 +150,6 @@ def loftq(file: File) -> Settings:
     return {"init": "loftq"}
 
 
-@named
 def optimizer(file: File) -> Settings:
     """Returns the optimizer; without a GPU and the package that holds states in fewer bits, the plain one
     with the same update.
@@ -187,7 +168,6 @@ def optimizer(file: File) -> Settings:
     return {"optim": {"adamw_hf": "adamw_torch", "adamw": "adamw_torch"}.get(name, name)}
 
 
-@named
 def bfloat16(file: File) -> Settings:
     """Returns whether to compute in bfloat16; ``auto`` is where a GPU can."""
     if file.value in {"auto", "full"}:
@@ -195,7 +175,6 @@ def bfloat16(file: File) -> Settings:
     return {"bf16": file.value}
 
 
-@named
 def float16(file: File) -> Settings:
     """Returns how to compute where a file asks for float16: in bfloat16 where a GPU can, else in float16."""
     if file.value is not True or _gpu() == "bfloat16":
@@ -206,7 +185,6 @@ def float16(file: File) -> Settings:
     return {}
 
 
-@named
 def dtype(file: File) -> Settings:
     """Returns the dtype under the name that torch has for it."""
     name = str(file.value).lower().removeprefix("torch.")
@@ -214,7 +192,6 @@ def dtype(file: File) -> Settings:
     return {} if known == "float16" else {"dtype": known}
 
 
-@named
 def quantization(file: File) -> Settings:
     """Returns the setting of a base in so many bits."""
     if str(file.value) not in {"4", "8"}:
@@ -222,19 +199,16 @@ def quantization(file: File) -> Settings:
     return {f"load_in_{file.value}bit": True}
 
 
-@named
 def evaluation_steps(file: File) -> Settings:
     """Returns evaluations every so many steps, or after a share of all; none without rows to evaluate."""
     return {"eval_strategy": "steps", "eval_steps": file.value} if _evaluates(file) else {}
 
 
-@named
 def evaluation_strategy(file: File) -> Settings:
     """Returns when to evaluate; never without rows to evaluate."""
     return {"eval_strategy": file.value} if _evaluates(file) else {}
 
 
-@named
 def evaluations_per_epoch(file: File) -> Settings:
     """Returns evaluations so many times in an epoch, as a share of all steps."""
     share = _share(file)
@@ -243,7 +217,6 @@ def evaluations_per_epoch(file: File) -> Settings:
     return {"eval_strategy": "steps", "eval_steps": share} if share < 1 else {"eval_strategy": "epoch"}
 
 
-@named
 def saves_per_epoch(file: File) -> Settings:
     """Returns checkpoints so many times in an epoch, as a share of all steps."""
     share = _share(file)
@@ -252,13 +225,11 @@ def saves_per_epoch(file: File) -> Settings:
     return {"save_strategy": "steps", "save_steps": share} if share < 1 else {"save_strategy": "epoch"}
 
 
-@named
 def checkpoint_steps(file: File) -> Settings:
     """Returns checkpoints every so many steps, or after a share of all."""
     return {"save_strategy": file.says("save_strategy") or "steps", "save_steps": file.value}
 
 
-@named
 def held_out(file: File) -> Settings:
     """Returns the share of rows to evaluate on, by default after each epoch."""
     told = file.says("evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy") is not None
@@ -266,7 +237,6 @@ def held_out(file: File) -> Settings:
     return {"val_set_size": file.value, **usual} if file.value else {}
 
 
-@named
 def whole_batch(file: File) -> Settings:
     """Returns the accumulation steps that make up a batch of so many rows."""
     if file.says("gradient_accumulation_steps") is not None:
@@ -274,7 +244,6 @@ def whole_batch(file: File) -> Settings:
     return {"gradient_accumulation_steps": max(1, int(file.value) // int(file.says("micro_batch_size") or 1))}
 
 
-@named
 def schedule(file: File) -> Settings:
     """Returns the schedule of the learning rate; a cosine may have a quadratic warm-up, or a lowest rate and
     the share of all steps after which that is reached.
@@ -289,14 +258,12 @@ def schedule(file: File) -> Settings:
     return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": least, **ends}}
 
 
-@named
 def packing(file: File) -> Settings:
     """Returns whether rows are packed: ``auto`` packs where the model keeps packed rows apart."""
     wants = file.says("sample_packing", "packing", "neat_packing")
     return {"packing": "auto" if wants is True else wants}
 
 
-@named
 def special_tokens(file: File) -> Settings:
     """Returns the special tokens by their names in the tokenizer."""
     named = {key: token for key, token in file.value.items() if token}
@@ -304,13 +271,11 @@ def special_tokens(file: File) -> Settings:
     return {"special_tokens": named, **({"add_special_tokens": more} if more else {})}
 
 
-@named
 def end_token(file: File) -> Settings:
     """Returns the token that ends a text."""
     return {"special_tokens": {"eos_token": file.value}}
 
 
-@named
 def base(file: File) -> Settings:
     """Returns the base, at the revision that the file names."""
     revision, name = (
@@ -320,7 +285,6 @@ def base(file: File) -> Settings:
     return {"model_name_or_path": name if revision in {None, "main"} else f"{name}@{revision}"}
 
 
-@named
 def plugins(file: File) -> Settings:
     """Passes plugins that make the same computation faster or report it."""
     same = (
@@ -339,7 +303,6 @@ def plugins(file: File) -> Settings:
     return {}
 
 
-@named
 def axolotl_datasets(file: File) -> Settings:
     """Returns the sources of axolotl's data sets."""
     entries = [file.value] if isinstance(file.value, str | Mapping) else file.value
@@ -353,7 +316,6 @@ def axolotl_datasets(file: File) -> Settings:
     return {file.into: sources}
 
 
-@named
 def listed_datasets(file: File) -> Settings:
     """Returns the sources of data sets that LLaMA-Factory's list describes."""
     folder = file.says("dataset_dir") or "data"
@@ -363,13 +325,11 @@ def listed_datasets(file: File) -> Settings:
     return {file.into: sources, **({"task": "image-text-to-text"} if seen else {})}
 
 
-@named
 def trl_dataset(file: File) -> Settings:
     """Returns the sources of the data set that TRL's scripts name."""
     return trl_sources(file.values, _evaluates(file))
 
 
-@named
 def mixed_datasets(file: File) -> Settings:
     """Returns the sources of the alignment handbook's mixture, each with its share of rows."""
     mixer, splits = file.says("dataset_mixer"), file.says("dataset_splits") or ["train", "test"]
@@ -392,7 +352,6 @@ def mixed_datasets(file: File) -> Settings:
     return taken
 
 
-@named
 def mixture_of_datasets(file: File) -> Settings:
     """Returns the sources of a mixture of data sets with weights."""
     named = {"id": "path", "config": "name", "split": "split", "weight": "share"}
@@ -404,7 +363,6 @@ def mixture_of_datasets(file: File) -> Settings:
     return {"train_file": sources, **({"val_set_size": held} if held and _evaluates(file) else {})}
 
 
-@named
 def predicts(file: File) -> Settings:
     """Stops where a file only runs a model."""
     if file.value is True and file.says("do_train") is not True:
@@ -412,7 +370,6 @@ def predicts(file: File) -> Settings:
     return {}
 
 
-@named
 def template(file: File) -> Settings:
     """Returns the tool's chat template of that name; of a name that is not known here, the base's own."""
     if file.value in {"tokenizer_default", "jinja"} or "chat_template_jinja" in file.values:

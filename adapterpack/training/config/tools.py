@@ -18,9 +18,10 @@ import msgspec
 
 from ...errors import ConfigError, closest
 from ...resources import table
+from . import tool_values
 from .fields import Settings
 from .other_datasets import Stop, Type
-from .tool_values import FUNCTIONS, File
+from .tool_values import File
 
 TABLES = ("axolotl", "llamafactory", "trl")
 """The tools whose files are read, by the names of their tables."""
@@ -189,7 +190,8 @@ def _apply(rule: str | KeyRule | None, file: File) -> Settings:
     if why := rule.stops.get(word, None if word in rule.values else rule.stops.get("*")):
         raise Stop(why)
     if rule.by:
-        return FUNCTIONS[rule.by](file if not rule.into else file._replace(into=rule.into))
+        found: Settings = getattr(tool_values, rule.by)(file._replace(into=rule.into))
+        return found
     value = rule.values.get(word, rule.values.get("*", file.value))
     return {} if value == "" or not rule.name else {rule.name: value}
 
