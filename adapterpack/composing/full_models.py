@@ -9,7 +9,7 @@ the sum is written in another. A vector is one row.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from ..io import (
     write_all,
 )
 from ..io.safetensors import plan
-from ..lowrank import Term
+from ..lowrank import RowBlocks, Term
 from ..merging.checkpoint.arguments import require_outside
 from ..merging.checkpoint.config import plain_config
 from ..merging.checkpoint.layout import Item, Shard, index
@@ -138,7 +138,7 @@ def merge_models(
             for name, model in models.items()
         }
         own, merges = stored[donor_name], donor.stored[info.name].dtype in FLOATS
-        blocks: Iterator[tuple[slice, np.ndarray]]
+        blocks: RowBlocks
         if merges:
             base = None if file.base is None else stored[file.base.name]
             others = [stored[model.name] for model in file.models]
@@ -185,7 +185,7 @@ def _merge_rows(
     base: StoredRows | None,
     values: TensorValues,
     name: str,
-) -> Iterator[tuple[slice, np.ndarray]]:
+) -> RowBlocks:
     """Yields the rows of a merged tensor in blocks."""
     shape = models[0].shape
     kept = [index for index, weight in enumerate(values.weights) if weight]
@@ -200,7 +200,7 @@ def _merge_rows(
         for index in kept
     )
     view = Coordinates(terms, shape, take)
-    merged: Iterator[tuple[slice, np.ndarray]]
+    merged: RowBlocks
     if not kept:
         merged = ((rows, np.zeros_like(models[0].read(rows))) for rows in row_blocks(*shape, _BLOCK))
     elif rule.merge is not None:
@@ -238,7 +238,7 @@ def _lines(arguments: Arguments, shape: tuple[int, int]) -> str:
     return "row" if per == "column" and shape[0] == 1 else per
 
 
-def _sum(view: Coordinates, factors: np.ndarray, per: str) -> Iterator[tuple[slice, np.ndarray]]:
+def _sum(view: Coordinates, factors: np.ndarray, per: str) -> RowBlocks:
     """Yields the rows of ``sum_t c_t x_t``; ``factors`` are ``[L, T]``."""
     for rows in row_blocks(*view.shape, _BLOCK // len(view.terms)):
         block = view.take(rows)

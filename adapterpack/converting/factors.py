@@ -13,7 +13,7 @@ from ..errors import FormatError, NonFinite, Unsupported
 from ..io import FLOATS, all_finite, dtype_name
 from ..manifest import MethodSites
 from ..pack import Adapter, Pack
-from .format import ConversionSource, list_first
+from .format import ConversionSource, Notes, list_first
 from .numbers import most_frequent, scale_factor
 from .packs import drop_targets, foreign_pack
 
@@ -214,7 +214,7 @@ def split_key(key: str, leaves: Collection[str]) -> tuple[str, str] | None:
 
 def pad_to_one_rank(
     sites: Sequence[SiteFactors], tool: str, leaf: str
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int, float, tuple[str, ...]]:
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int, float, Notes]:
     """Returns the factors for a file that has one rank and one scale: ``down`` and ``up`` by path, the rank,
     the scale, and notes on what was padded with zeros, or multiplied into ``leaf``.
 

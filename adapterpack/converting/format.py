@@ -19,6 +19,8 @@ from .base import BaseModel
 
 MAX_FILE = 16 << 30
 """The largest file, in bytes, that is read into memory."""
+Notes = tuple[str, ...]
+"""What a user should know of a conversion, in sentences."""
 
 
 class ConversionSource(NamedTuple):
@@ -45,7 +47,7 @@ class Reading(NamedTuple):
     """The result of reading: a pack, and notes on how the file was interpreted."""
 
     pack: Pack
-    notes: tuple[str, ...] = ()
+    notes: Notes = ()
 
 
 class Format(NamedTuple):
@@ -66,13 +68,13 @@ class Format(NamedTuple):
     folder: bool
     detect: Callable[[Path], bool]
     read: Callable[[ConversionSource], Reading]
-    write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]] | None
+    write: Callable[[Pack, Path, BaseModel | None], Notes] | None
     needs_base: str = ""
     rank: int = 50
     parts: bool = False
     tensors: tuple[str, ...] = (TENSORS, *PICKLES)
     suffix: str = ""
-    write_for: Callable[[Pack, Path, Path], tuple[str, ...]] | None = None
+    write_for: Callable[[Pack, Path, Path], Notes] | None = None
 
     def file_of(self, path: Path) -> Path:
         """Returns the file with the tensors of an adapter: the first of several shards."""

@@ -16,7 +16,7 @@ from ..io.safetensors import parse_header
 from ..pack import Pack
 from ..readable import things
 from .base import BaseModel
-from .format import ConversionSource, first_bytes, list_first
+from .format import ConversionSource, Notes, first_bytes, list_first
 
 _TEXT_MODELS = ("clip", "t5", "umt5", "gemma", "llama", "qwen")
 """Prefixes of ``model_type`` of the text encoders in image pipelines."""
@@ -52,9 +52,7 @@ def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
     return lambda path: publish_path(path, steps)
 
 
-def choose_models(
-    parts: Mapping[str, Iterable[str]], source: ConversionSource
-) -> tuple[list[str], tuple[str, ...]]:
+def choose_models(parts: Mapping[str, Iterable[str]], source: ConversionSource) -> tuple[list[str], Notes]:
     """Returns the models of a file that are read, all of them for inspection, and a note about several;
     ``parts`` maps each model to its modules.
 
@@ -88,7 +86,7 @@ def choose_models(
     return [source.part], (note,) if left_out else ()
 
 
-def missing_alpha_note(modules: list[str]) -> tuple[str, ...]:
+def missing_alpha_note(modules: list[str]) -> Notes:
     """Returns the note about modules without a stated alpha."""
     return (
         ()

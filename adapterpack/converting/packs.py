@@ -15,12 +15,12 @@ from ..pack import Pack, descend
 from ..pack.pack import build
 from ..tasks import NO_TASK
 from .base import BaseModel, bind_to_base
-from .format import ConversionSource
+from .format import ConversionSource, Notes
 
 Cfg = TypeVar("Cfg", bound=Any)
 
 
-def dequantize(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
+def dequantize(pack: Pack) -> tuple[Pack, Notes]:
     """Returns a quantized pack with its tensors as floats, and a note about it; any other pack unchanged.
 
     The values are those that every runtime uses: the error of the quantization remains.

@@ -20,6 +20,7 @@ from .format import (
     FORMATS,
     ConversionSource,
     Format,
+    Notes,
     first_bytes,
     format_of,
     formats,
@@ -39,7 +40,7 @@ class Conversion:
     target: str
     path: Path
     pack: Pack
-    notes: tuple[str, ...]
+    notes: Notes
 
     def to_json(self) -> dict[str, Any]:
         """Returns the conversion as ``convert --json`` prints it."""
@@ -116,7 +117,7 @@ def convert(
     refuse_existing(target)
     model = None if base is None else dataclasses.replace(open_base(base), allow_structural=allow_structural)
     name = plain_name(target.name if written.folder else target.stem)
-    notes: tuple[str, ...] = ()
+    notes: Notes = ()
     if isinstance(source, Pack):
         form, pack = FORMATS["pack"], require_base_fits(source, model)
     else:
@@ -158,7 +159,7 @@ def convert(
     return Conversion(form.name, to, target, pack, notes)
 
 
-def _writer(form: Format, graph: StrPath | None) -> Callable[..., tuple[str, ...]]:
+def _writer(form: Format, graph: StrPath | None) -> Callable[..., Notes]:
     """Returns what writes a format, for a graph if one is named.
 
     Raises:

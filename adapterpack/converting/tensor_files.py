@@ -12,13 +12,13 @@ from ..adapter_methods import Arrays
 from ..errors import FormatError
 from ..io import TENSORS, HeldFile, SafetensorsFile, safetensors, torch_file
 from ..peft.options import PICKLES, SHARD, require_tensors
-from .format import ConversionSource
+from .format import ConversionSource, Notes
 
 _PICKLE = ".bin"
 """How the names of pickles end."""
 
 
-def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile | None, tuple[str, ...]]:
+def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile | None, Notes]:
     """Opens the tensors of ``folder``, and returns notes on how they were read; None if they are in the usual
     file.
 
@@ -63,7 +63,7 @@ def _read_all(path: Path) -> Arrays:
     return {name: file.read(name) for name in file.tensors}
 
 
-def out_of_pickle(path: Path) -> tuple[HeldFile, tuple[str, ...]]:
+def out_of_pickle(path: Path) -> tuple[HeldFile, Notes]:
     """Returns the tensors of a file that torch wrote, and a note on how they were read."""
     return as_file(torch_file.read(path), path), (
         f"{path.name} is a pickle: its tensors were read, and nothing of it was run",

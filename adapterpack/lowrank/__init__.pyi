@@ -1,5 +1,6 @@
 from .factors import Factors as Factors
 from .factors import FactorSum as FactorSum
+from .factors import RowBlocks as RowBlocks
 from .factors import Term as Term
 from .factors import Terms as Terms
 from .factors import gram as gram

@@ -113,6 +113,8 @@ class Term(NamedTuple):
 
 
 Terms = Sequence[Term]
+RowBlocks = Iterator[tuple[slice, np.ndarray]]
+"""Blocks of consecutive rows of a matrix, with the rows' places."""
 
 
 def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
@@ -327,7 +329,7 @@ def _basis(columns: np.ndarray) -> np.ndarray:
     return basis
 
 
-def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
+def blocks(change: Factors, elements: int = 1 << 18) -> RowBlocks:
     """Yields the dense change in blocks of rows of about ``elements`` numbers: (rows, ``D[rows]``)."""
     for block in row_blocks(*change.shape, elements):
         yield block, change.rows(block)

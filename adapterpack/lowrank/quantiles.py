@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+Numbers = Callable[[], Iterator[np.ndarray]]
+"""What a pass reads: pieces ``[C, ...]``, the same at every call."""
 _MOST_KEPT = 1 << 24
 """The most numbers kept in memory for the selection: 64 MB."""
 _MOST_SAMPLED = 1 << 20
@@ -21,19 +23,18 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 
 
 def level(
-    values: Callable[[], Iterator[np.ndarray]],
+    values: Numbers,
     share: float,
     sample: Callable[[], np.ndarray | None] = lambda: None,
 ) -> np.ndarray:
     """Returns, for each of ``C`` rows of numbers, exactly the magnitude that a ``share`` of them reaches or
     exceeds: ``[C]``.
 
-    ``values`` returns an iterator over pieces ``[C, ...]``, the same pieces at every call, and ``sample``
-    returns some of the numbers, ``[C, S]``; magnitudes are float32. One pass counts the magnitudes above the
-    range that the sample predicts and keeps those inside it, which contain the level unless the sample was
-    misleading. In that case the function counts bit patterns, which sort like the magnitudes: one pass over
-    the upper halves, and a second one over the lower halves inside the bin that the first found. Memory is
-    bounded in both cases.
+    ``sample`` returns some of the numbers, ``[C, S]``; magnitudes are float32. One pass counts the
+    magnitudes above the range that the sample predicts and keeps those inside it, which contain the level
+    unless the sample was misleading. In that case the function counts bit patterns, which sort like the
+    magnitudes: one pass over the upper halves, and a second one over the lower halves inside the bin that
+    the first found. Memory is bounded in both cases.
 
     Example:
         >>> piece = np.arange(10, dtype=np.float32)[None]
@@ -54,9 +55,7 @@ def _place(share: float, count: int) -> int:
     return min(count, max(1, round(share * count)))
 
 
-def _select_near(
-    values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.ndarray
-) -> np.ndarray | None:
+def _select_near(values: Numbers, share: float, sample: np.ndarray) -> np.ndarray | None:
     """Computes :func:`level` if it lies in the range that the sample predicts and that range holds few
     magnitudes; otherwise returns None.
     """
@@ -92,7 +91,7 @@ def _select_near(
     )
 
 
-def _select_by_bits(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
+def _select_by_bits(values: Numbers, share: float) -> np.ndarray:
     """Computes :func:`level` by counting bit patterns."""
     # The bits of non-negative floats sort like the floats, so a histogram of the upper halves brackets the
     # level.

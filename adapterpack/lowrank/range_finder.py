@@ -13,13 +13,13 @@ cost is a few ``m n k``; apart from one block of rows the memory is ``O((m + n) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ..adapter_methods import row_blocks
-from .factors import Factors, Side
+from .factors import Factors, RowBlocks, Side
 from .spectra import Loss, Spectrum, frames
 from .truncation import Cut, energy_of
 
@@ -54,7 +54,7 @@ class RowSource(Protocol):
         """
         ...
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self) -> RowBlocks:
         """Yields every row once, in order, as (rows, ``D[rows]``) in float32 or float64; a block may be
         overwritten when the next one is requested.
         """
@@ -72,7 +72,7 @@ class InMemory(NamedTuple):
         """``(m, n)``."""
         return self.matrix.shape[0], self.matrix.shape[1]
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self) -> RowBlocks:
         """Yields blocks of rows, each with its slice."""
         for block in row_blocks(*self.shape, _ROWS):
             yield block, self.matrix[block]

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._native import lowrank
 from ...adapter_methods import row_blocks
-from ...lowrank import Factors, Term, Terms
+from ...lowrank import Factors, RowBlocks, Term, Terms
 from ...lowrank.factors import JointCore, core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
@@ -136,7 +136,7 @@ class MergedEntries:
         rows = [term.A.T * (abs(term.weight) * np.linalg.norm(term.B, axis=0)) for term in self.view.terms]
         return np.concatenate(rows, axis=1).astype(np.float32)
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self) -> RowBlocks:
         """Merges one block after another and yields its rows with the merged entries."""
         for block in self.view.blocks():
             yield block.rows, self.fuse(block)

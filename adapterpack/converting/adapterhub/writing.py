@@ -16,7 +16,7 @@ from ...adapter_methods.forms.blocks import entry_of
 from ...errors import Unsupported
 from ...pack import Adapter, Pack
 from ..factors import pad_to_one_rank, site_factors
-from ..format import list_first
+from ..format import Notes, list_first
 from .families import Family
 
 _ACTS = {"relu": "relu", "silu": "swish", "gelu": "gelu_orig", "gelu_tanh": "gelu_new", "tanh": "tanh"}
@@ -30,7 +30,7 @@ class Written(NamedTuple):
 
     config: dict[str, Any]
     tensors: dict[tuple[str, str], np.ndarray]
-    notes: tuple[str, ...] = ()
+    notes: Notes = ()
 
 
 def to_settings(pack: Pack, family: Family, layers: int) -> Written:

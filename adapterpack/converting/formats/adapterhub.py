@@ -22,7 +22,15 @@ from ..adapterhub.families import family_of
 from ..adapterhub.settings import setting
 from ..adapterhub.writing import to_settings
 from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules, require_base
+from ..format import (
+    FORMATS,
+    ConversionSource,
+    Format,
+    Notes,
+    Reading,
+    refuse_full_modules,
+    require_base,
+)
 from ..packs import dequantize, foreign_pack
 from ..tensor_files import out_of_pickle
 
@@ -122,7 +130,7 @@ def _remedy(architecture: object) -> str:
     return "save the adapters of a union one by one, or keep it with the library that made it"
 
 
-def _open(source: ConversionSource, name: str, pickle: str) -> tuple[SafetensorsFile, tuple[str, ...]]:
+def _open(source: ConversionSource, name: str, pickle: str) -> tuple[SafetensorsFile, Notes]:
     """Opens the tensors of a folder, which a conversion takes out of a pickle, too, and returns a note on
     that.
     """
@@ -173,7 +181,7 @@ def _split(key: str, name: str) -> tuple[str | None, str, str]:
     return None, "", ""
 
 
-def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
     base = require_base(
         base, pack.where, "the settings name the kind of model, and the layers that have no adapter"
     )

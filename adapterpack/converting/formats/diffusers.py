@@ -20,7 +20,14 @@ from ...io import SafetensorsFile, safetensors, strict_json
 from ...pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key
-from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules
+from ..format import (
+    FORMATS,
+    ConversionSource,
+    Format,
+    Notes,
+    Reading,
+    refuse_full_modules,
+)
 from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_note, published_in
 from ..numbers import tensor_number
 from ..packs import dequantize
@@ -66,7 +73,7 @@ def _of_today(key: str) -> str:
     return key
 
 
-def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, out: Path, base: BaseModel | None) -> Notes:
     refuse_full_modules(pack, "diffusers")
     plain, notes = dequantize(pack)
     recorded = pack.manifest.training.get("part")

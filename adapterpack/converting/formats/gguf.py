@@ -34,6 +34,7 @@ from ..format import (
     FORMATS,
     ConversionSource,
     Format,
+    Notes,
     Reading,
     first_bytes,
     list_first,
@@ -105,7 +106,7 @@ def _layout(base: BaseModel) -> _Layout:
     return _Layout(family, gguf.get_tensor_name_map(arch, numbers[0]), numbers[1], numbers[2])
 
 
-def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, out: Path, base: BaseModel | None) -> Notes:
     base = require_base(base, pack.where, _WHY)
     refuse_full_modules(pack, "gguf")
     layout, gguf = _layout(base), library()
@@ -172,7 +173,7 @@ def _named(layout: _Layout, base: BaseModel, path: str) -> str:
     return name
 
 
-def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, tuple[str, ...]]:
+def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, Notes]:
     """Returns the alpha for the file, a float32: the alpha of most sites, so that most factors keep their
     bytes; and a note if others differ.
 
@@ -242,7 +243,7 @@ def _read(source: ConversionSource) -> Reading:
     return Reading(bind_to_base(lora_pack(source, sites, "gguf"), base), notes)
 
 
-def _pairs(file: GGUFAdapter, source: ConversionSource) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:
+def _pairs(file: GGUFAdapter, source: ConversionSource) -> tuple[dict[str, SiteFactors], Notes]:
     """Returns the factors by the name of the tensor that they change, in the file's order of rows."""
     _require_lora(file.values, source)
     alpha, notes = _alpha(file.values, source)
@@ -282,7 +283,7 @@ def _require_lora(values: dict[str, Any], source: ConversionSource) -> None:
         )
 
 
-def _alpha(values: dict[str, Any], source: ConversionSource) -> tuple[float | None, tuple[str, ...]]:
+def _alpha(values: dict[str, Any], source: ConversionSource) -> tuple[float | None, Notes]:
     alpha = values.get("adapter.lora.alpha", 0.0)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise FormatError(

@@ -21,7 +21,15 @@ from ...manifest import MethodSites
 from ...pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import group_leaves, require_linear, site_factors
-from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
+from ..format import (
+    FORMATS,
+    ConversionSource,
+    Format,
+    Notes,
+    Reading,
+    list_first,
+    refuse_full_modules,
+)
 from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_note, published_in
 from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
@@ -53,7 +61,7 @@ def flat(path: str) -> str:
     return path.replace(".", "_")
 
 
-def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, out: Path, base: BaseModel | None) -> Notes:
     refuse_full_modules(pack, "kohya")
     plain, notes = dequantize(pack)
     manifest = pack.manifest

@@ -32,7 +32,15 @@ from ..factors import (
     site_factors,
     split_key,
 )
-from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
+from ..format import (
+    FORMATS,
+    ConversionSource,
+    Format,
+    Notes,
+    Reading,
+    list_first,
+    refuse_full_modules,
+)
 from ..numbers import finite_number
 from ..packs import dequantize, drop_targets, foreign_pack
 from ..tensor_files import as_file
@@ -162,7 +170,7 @@ def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, 
     return scale * alpha / rank
 
 
-def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
     refuse_full_modules(pack, "mlx")
     plain, notes = dequantize(pack)
     decomposed = {

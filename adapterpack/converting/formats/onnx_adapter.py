@@ -22,7 +22,15 @@ from ...slots.values import HEAD_FIELDS, Values, pack_values, split_slot
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs
 from ..flatbuffer import MAGIC, read_parameters
-from ..format import FORMATS, ConversionSource, Format, Reading, first_bytes, list_first
+from ..format import (
+    FORMATS,
+    ConversionSource,
+    Format,
+    Notes,
+    Reading,
+    first_bytes,
+    list_first,
+)
 from ..packs import dequantize
 
 _PAIR = ("down", "up")
@@ -30,20 +38,20 @@ _NOT_LORA = ("scale", "shift", "pre")
 """Fields of other methods, whose parameters cannot be derived from the normal form."""
 
 
-def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, out: Path, base: BaseModel | None) -> Notes:
     values, notes = _values(pack)
     write_adapter_file(out, values)
     return notes
 
 
-def _write_for(pack: Pack, out: Path, graph: Path) -> tuple[str, ...]:
+def _write_for(pack: Pack, out: Path, graph: Path) -> Notes:
     values, notes = _values(pack)
     fitted, more = fit(values, graph)
     write_adapter_file(out, fitted)
     return notes + more
 
 
-def _values(pack: Pack) -> tuple[Values, tuple[str, ...]]:
+def _values(pack: Pack) -> tuple[Values, Notes]:
     """Returns a pack's values by slot, and notes on what the file cannot hold."""
     if pack.acts is not None:
         raise Unsupported(
@@ -130,9 +138,7 @@ def _read(source: ConversionSource) -> Reading:
     }
     full = {path: _head(path, fields, source) for path, fields in sorted(heads.items())}
     pack = lora_pack(source, sites, "onnx_adapter", full=full)
-    notes: tuple[str, ...] = (
-        ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
-    )
+    notes: Notes = ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
     if any(".lora_A." in name and not name.endswith(".lora_A.weight") for name in parameters):
         notes += ("modules have the names that they have in the graph of the file",)
     if full and source.base is None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from ...manifest import manifest as m
 from ...pack import Pack, load
 from ..base import BaseModel
-from ..format import FORMATS, Format, Reading
+from ..format import FORMATS, Format, Notes, Reading
 from ..packs import dequantize, require_base_fits
 
 
-def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
     plain, notes = dequantize(pack)
     plain.write_into(folder)
     return notes

@@ -12,7 +12,7 @@ from ...pack.from_peft import import_folder
 from ...peft import layout
 from ...peft.options import unknown_sentence
 from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, ConversionSource, Format, Reading
+from ..format import FORMATS, ConversionSource, Format, Notes, Reading
 from ..packs import dequantize
 from ..peft_decomposition import from_peft, to_peft
 from ..peft_parameters import of_parameters, reorder_for_peft
@@ -52,7 +52,7 @@ def _read(source: ConversionSource) -> Reading:
     return Reading(bind_to_base(pack, source.base), notes)
 
 
-def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+def write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
     """Writes the two files, byte for byte as in a pack's folder."""
     plain, notes = dequantize(pack)
     files, more = _files(plain, base)
@@ -64,7 +64,7 @@ def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     return notes
 
 
-def _files(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def _files(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], Notes]:
     """Returns the files in the first form that PEFT has for the pack, and notes on them.
 
     Raises:

@@ -32,7 +32,7 @@ from ...peft.layout import CONFIG
 from ...peft.options import read_config, unknown_options, unknown_sentence
 from ...tasks import peft_type_of
 from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, ConversionSource, Format, Reading
+from ..format import FORMATS, ConversionSource, Format, Notes, Reading
 from ..tensor_files import tensors_of
 from .peft import write
 
@@ -175,7 +175,7 @@ def _tensors(folder: Path, source: ConversionSource) -> SafetensorsFile | None:
     return tensors_of(folder, source)[0] or SafetensorsFile(folder / TENSORS, private=True)
 
 
-def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
     tree = None if pack.manifest.composition is None else decode(pack.manifest.composition.tree)
     members = (
         [child.member for child in tree.children if isinstance(child, Leaf)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ...adapter_methods import Tensors, shapes_of
+from ...adapter_methods import Shape, Tensors, shapes_of
 from ...adapter_methods.lokr import split_width
 from ...errors import FormatError, Unsupported
 
@@ -21,8 +21,8 @@ class KroneckerSplit(NamedTuple):
     ``rank`` is None if neither is split: then the file's alpha has no meaning.
     """
 
-    first: tuple[int, int]
-    second: tuple[int, int]
+    first: Shape
+    second: Shape
     points: int
     rank: int | None
     factor: int
@@ -81,7 +81,7 @@ def split_kronecker(params: Tensors, points: int, where: str) -> KroneckerSplit:
     )
 
 
-def _sides(params: Tensors, name: str, where: str) -> tuple[tuple[int, int], int | None]:
+def _sides(params: Tensors, name: str, where: str) -> tuple[Shape, int | None]:
     """Returns the shape of a factor, and the rank if it is stored as two."""
     parts = [params[name]] if name in params else [params[f"{name}_a"], params[f"{name}_b"]]
     unfit = any(part.ndim != 2 or 0 in part.shape or max(part.shape) > _LARGEST for part in parts)
@@ -99,7 +99,7 @@ def _candidates(a: int, b: int, c: int, d: int) -> Iterator[int]:
     yield from dict.fromkeys((-1, max(a, b), min(a, b), *range(max(a, b), min(max(a, b, c, d), 1024) + 1)))
 
 
-def _splits(params: Tensors, first: tuple[int, int], second: tuple[int, int], rank: int | None) -> bool:
+def _splits(params: Tensors, first: Shape, second: Shape, rank: int | None) -> bool:
     """Whether adapterpack's LoKr would split the same factors; if neither is split, any rank that splits none
     fits.
     """

@@ -17,6 +17,8 @@ from ..layers.active import adapted_layers, adapter_names, merged_in, wrappers_o
 from ..layers.layer import Adapted
 from ..layers.wrapper import base_modules
 
+Names = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class AdapterStatus:
@@ -29,7 +31,7 @@ class AdapterStatus:
     """
 
     name: str
-    methods: tuple[str, ...]
+    methods: Names
     active: bool
     merged: bool
     weight: float
@@ -37,8 +39,8 @@ class AdapterStatus:
     whole_modules: int
     parameters: int
     trainable: int
-    dtypes: tuple[str, ...]
-    devices: tuple[str, ...]
+    dtypes: Names
+    devices: Names
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ class AdaptedModelStatus:
 
     model: str
     adapters: tuple[AdapterStatus, ...]
-    active: tuple[str, ...]
-    merged: tuple[str, ...]
+    active: Names
+    merged: Names
     rows: tuple[str | None, ...] | None
     parameters: int
     trainable: int
     trainable_share: float
-    base_dtypes: tuple[str, ...]
-    base_devices: tuple[str, ...]
+    base_dtypes: Names
+    base_devices: Names
     kept_bytes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -182,5 +184,5 @@ def _count(values: Iterable[torch.Tensor]) -> int:
     return sum(value.numel() for value in values)
 
 
-def _names(values: Iterable[object]) -> tuple[str, ...]:
+def _names(values: Iterable[object]) -> Names:
     return tuple(sorted({str(value).removeprefix("torch.") for value in values}))

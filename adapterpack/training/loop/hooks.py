@@ -17,6 +17,7 @@ from ...adapter_methods import Method, Progress, Site, TrainedSite, is_stacked
 from ...tasks.data import IGNORED
 from ...torch_adapters import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
+from .method_states import States
 
 
 class AdapterPart(NamedTuple):
@@ -156,9 +157,7 @@ def with_rates(
     return optimizer
 
 
-def after_step(
-    model: nn.Module, progress: Progress, states: Mapping[tuple[str, str], Any]
-) -> dict[tuple[str, str], Any]:
+def after_step(model: nn.Module, progress: Progress, states: States) -> States:
     """Lets methods change their parameters after an optimizer step, while the gradients still exist.
 
     ``states`` maps adapter and method names to the method's own state: at first empty, then what the last
@@ -181,7 +180,7 @@ def after_step(
                     for path, number in part.matrices.items()
                 }
             )
-    after: dict[tuple[str, str], Any] = {}
+    after: States = {}
     for key, trained in sites.items():
         after[key], changed = updates[key](progress, states.get(key), trained)
         for path, values in changed.items():

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FILE = "method_states.safetensors"
-States = Mapping[tuple[str, str], Any]
+States = dict[tuple[str, str], Any]
 """Maps adapter and method names to the method's own state."""
 
 
@@ -26,7 +26,7 @@ def write(states: States, folder: Path) -> None:
     save_file(tensors, folder / FILE, {"trees": json.dumps(trees)})
 
 
-def read(folder: Path) -> dict[tuple[str, str], Any]:
+def read(folder: Path) -> States:
     """Returns the states in a checkpoint."""
     with safe_open(folder / FILE, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -244,7 +244,7 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
     """Lets methods change their parameters after each optimizer step."""
 
     def __init__(self) -> None:
-        self.states: dict[tuple[str, str], Any] = {}
+        self.states: method_states.States = {}
 
     def on_optimizer_step(
         self,
