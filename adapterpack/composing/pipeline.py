@@ -4,8 +4,9 @@ rank is given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
@@ -15,7 +16,6 @@ from ..paths import StrPath
 from .arguments import BySite, checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
-from .rules.rule import Arguments
 from .statistics import Statistics
 from .steps import CompositionRequest, Progress, Score, compose_by_rule
 
@@ -27,7 +27,7 @@ def compose(
     *,
     rule: str = "linear",
     weights: Sequence[float] | None = None,
-    params: Arguments | None = None,
+    params: Mapping[str, Any] | None = None,
     rank: int | None = None,
     energy: float | None = None,
     budget: float | None = None,

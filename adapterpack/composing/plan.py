@@ -21,7 +21,6 @@ from .arguments import opened_base
 from .as_factors import exact_factors, require_cut, require_representable, with_widths
 from .budget import FULL_RANK
 from .pipeline import Packs
-from .rules.rule import Arguments
 from .sites import adapters_by_path
 from .steps import BATCH, CompositionRequest, CompositionWork, approximation, common_sums, prepare
 from .truncate import MAX_IN_MEMORY
@@ -164,7 +163,7 @@ def plan(
     *,
     rule: str = "linear",
     weights: Sequence[float] | None = None,
-    params: Arguments | None = None,
+    params: Mapping[str, Any] | None = None,
     rank: int | None = None,
     energy: float | None = None,
     budget: float | None = None,

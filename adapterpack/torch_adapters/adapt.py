@@ -43,7 +43,6 @@ from ..pack import Pack, as_pack
 from ..pack.fits import require_sites
 from ..pack.layer_kinds import may_be, require_certain
 from ..paths import StrPath
-from ..tasks.data import Row
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
 from .calibration import measure
@@ -70,7 +69,7 @@ def adapt(
     config: SiteConfig | Sequence[SiteConfig],
     name: str = "default",
     seed: int = 0,
-    data: Iterable[Row] | None = None,
+    data: Iterable[Mapping[str, Any]] | None = None,
     allow_unused: bool = False,
 ) -> nn.Module:
     """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters

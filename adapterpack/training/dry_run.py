@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from ..tasks.data import IGNORED, Row
 from ..torch_adapters import adapted_layers
 from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules
-from .config.fields import Settings, TrainConfig
+from .config.fields import TrainConfig
 from .data.load import token_count
 from .loop.arguments import arguments_of
 from .loop.build_trainer import own_forward, trainer_for
@@ -50,7 +50,7 @@ al. 2022, https://arxiv.org/abs/2205.05198, equation 1, without the attention sc
 
 
 def dry_run(
-    config: StrPath | Settings | TrainConfig,
+    config: StrPath | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
     tool: str | None = None,

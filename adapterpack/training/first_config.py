@@ -22,7 +22,7 @@ from ..tasks.data import IGNORED, DataReport, Labels
 from ..torch_adapters import load_config, load_tokenizer
 from ..torch_adapters.models.load import require_class
 from .config.config import read_config
-from .config.fields import Settings, TrainConfig, field_names
+from .config.fields import TrainConfig, field_names
 from .config.sources import Source, sources_of
 from .data.load import labels_in, load_rows, token_count
 from .loop.preparing import reader_of, training_of
@@ -67,7 +67,7 @@ class _Reading(NamedTuple):
 
 def init(
     base: str | os.PathLike[str],
-    data: str | os.PathLike[str] | Settings,
+    data: str | os.PathLike[str] | Mapping[str, Any],
     out: str | os.PathLike[str] = "train.yaml",
     *,
     method: str = "lora",

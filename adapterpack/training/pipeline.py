@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..pack import Pack
 from ..paths import StrPath
 from ..tasks import get_task
 from .config.config import read_config
-from .config.fields import Settings, TrainConfig
+from .config.fields import TrainConfig
 from .config.sources import sources_of
 from .data.decompress import files_of
 from .data.in_memory import Rows, rows_as_files
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: StrPath | Settings | TrainConfig,
+    config: StrPath | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
@@ -128,7 +128,7 @@ def _train(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequ
 
 
 def checked_configs(
-    config: StrPath | Settings | TrainConfig,
+    config: StrPath | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str],
     rewards: Sequence[Reward],
     tool: str | None,
