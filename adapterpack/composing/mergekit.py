@@ -14,7 +14,7 @@ from ..errors import Unsupported, printable
 from ..io import output_file
 from ..paths import StrPath
 from .recipe import CompositionRecipe
-from .rules.rule import Arguments
+from .rules.rule import Arguments, Weights
 
 
 class MergekitMethod(NamedTuple):
@@ -28,14 +28,14 @@ class MergekitMethod(NamedTuple):
     method: str
     per_model: Callable[[float, Arguments], dict[str, Any]] = lambda weight, params: {"weight": weight}
     common: Callable[[Arguments], dict[str, Any]] = lambda params: {"normalize": False, "lambda": 1.0}
-    mismatch: Callable[[Sequence[float], Arguments], str] = lambda weights, params: ""
+    mismatch: Callable[[Weights, Arguments], str] = lambda weights, params: ""
 
 
-def _positive(weights: Sequence[float], params: Arguments) -> str:
+def _positive(weights: Weights, params: Arguments) -> str:
     return "" if min(weights) > 0 else "mergekit divides by the sum of the weights, not of their sizes"
 
 
-def _trims_alone(weights: Sequence[float], params: Arguments) -> str:
+def _trims_alone(weights: Weights, params: Arguments) -> str:
     if params.get("gamma") == 0:
         return "with gamma 0 mergekit makes every change zero"
     if params.get("scope") != "tensor":
@@ -43,17 +43,17 @@ def _trims_alone(weights: Sequence[float], params: Arguments) -> str:
     return ""
 
 
-def _measures_alone(weights: Sequence[float], params: Arguments) -> str:
+def _measures_alone(weights: Weights, params: Arguments) -> str:
     alone = params.get("scope", "tensor") == params.get("per", "tensor") == "tensor"
     return "" if alone else "mergekit measures each tensor for itself"
 
 
-def _of_cosines(weights: Sequence[float], params: Arguments) -> str:
+def _of_cosines(weights: Weights, params: Arguments) -> str:
     same = params.get("mean") == "cosine"
     return "" if same else "mergekit takes the mean of the cosines; compose with --param mean=cosine"
 
 
-def _first(*reasons: Callable[[Sequence[float], Arguments], str]) -> Callable[..., str]:
+def _first(*reasons: Callable[[Weights, Arguments], str]) -> Callable[..., str]:
     """Returns a function that returns the first reason of several."""
     return lambda weights, params: next(filter(None, (reason(weights, params) for reason in reasons)), "")
 

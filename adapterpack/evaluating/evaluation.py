@@ -169,11 +169,15 @@ def evaluation_of(task: Task, columns: Sequence[str]) -> Evaluation:
     return max(kinds, key=lambda kind: len(kind.columns))
 
 
+RowParts = tuple[Any, ...]
+"""What follows the number and the place of a row in an :class:`EvaluationRow`."""
+
+
 def read_rows(
-    rows: Any, report: DataReport, read: Callable[[EvaluatedModel, Row, object], tuple[Any, ...]]
+    rows: Any, report: DataReport, read: Callable[[EvaluatedModel, Row, object], RowParts]
 ) -> RowReader:
-    """Returns the reader of a table's rows for a model. ``read`` makes of a model, a row and its place what
-    follows the place in an :class:`EvaluationRow`; rows that it refuses are left out as the report says.
+    """Returns the reader of a table's rows for a model. ``read`` makes them of a model, a row and its
+    place; rows that it refuses are left out as the report says.
     """
 
     def read_all(model: EvaluatedModel) -> list[EvaluationRow]:
@@ -186,7 +190,7 @@ def read_rows(
     return read_all
 
 
-Right = Callable[[EvaluatedModel, Row, str, object], tuple[Any, ...]]
+Right = Callable[[EvaluatedModel, Row, str, object], RowParts]
 """(a model, a row, the column of the right answer, the row's place) -> the answer, and what else is known."""
 
 
@@ -196,7 +200,7 @@ def read_files(column: str, others: Sequence[str], right: Right) -> ReadRows:
     def read_table(rows: Any, report: DataReport) -> RowReader:
         other = report.read_pair(rows.column_names, column, others, "this task needs")
 
-        def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+        def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
             file = content_of(row[column], place, column, "the path of a file")
             shown = file if isinstance(file, str) else f"{len(file)} bytes"
             return ({column: file},), shown[:200], *right(model, row, other, place)

@@ -55,7 +55,7 @@ from .layers.observers import observe, stop_observing
 from .layers.sites import attachable_sites, left_out
 from .layers.two_pass import Lead
 from .layers.weights import keep_in_order, let_reorder, warn_of_misread_rows
-from .layers.wrapper import as_list, base_modules, is_inside, is_named
+from .layers.wrapper import Targets, as_list, base_modules, is_inside, is_named
 from .model_base import difference, require_model_base
 from .models.row_frequencies import rejoin_rows, separate_rows
 from .unused import Watch, report, unused_layers
@@ -258,7 +258,7 @@ def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Tensors:
     return shared.init(next(iter(plan.configs.values())), sites, rng)
 
 
-def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Sequence[Site]) -> None:
+def _say_left_out(model: nn.Module, targets: Targets, sites: Sequence[Site]) -> None:
     """Logs which layers of a mixture-of-experts model ``all-linear`` leaves unadapted."""
     if "all-linear" not in as_list(targets):
         return

@@ -21,7 +21,7 @@ from .layers.layer import Adapted, AdaptedLayer
 from .layers.norms import AdaptedNorm
 from .layers.parameter import AdaptedParameter
 from .layers.sites import holder_at, select, site_at
-from .layers.wrapper import innermost, module_at
+from .layers.wrapper import Targets, innermost, module_at
 
 LAYERS: dict[str, type[Adapted]] = {
     "linear": AdaptedLayer,
@@ -49,7 +49,7 @@ class Kind(NamedTuple):
     """
 
     name: str
-    select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
+    select: Callable[[nn.Module, Targets, Traits, tuple[str, ...]], list[Site]]
     holder: type[Adapted] | tuple[type[Adapted], ...]
     wrap: Callable[[nn.Module, nn.Module, str, Traits], Adapted]
     at: Callable[[nn.Module, str], nn.Module] = module_at

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import FormatError, Unsupported
 from ..checkpoint import Checkpoint
-from .grid import Grid, QuantizedRows, Rows
+from .grid import Grid, QuantizedRows, Rows, ScaleRows
 from .storage import PartUpdate
 
 SCALES = ("F32", "BF16", "F16")
@@ -54,7 +54,7 @@ class Weight:
     grid: Grid
     unpack: Callable[[Parts, slice], QuantizedRows]
     pack: Callable[[Parts, slice, QuantizedRows], list[PartUpdate]]
-    round_scales: Callable[[Parts, slice, Rows, Rows | None], tuple[Rows, Rows | None]] | None = None
+    round_scales: Callable[[Parts, slice, Rows, Rows | None], ScaleRows] | None = None
     step: int = 1
     read_only_reason: str | None = None
 

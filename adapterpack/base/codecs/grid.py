@@ -15,6 +15,8 @@ import numpy as np
 from .plain import levels_of
 
 Rows = np.ndarray
+ScaleRows = tuple[Rows, Rows | None]
+"""Scales and zero points."""
 F32 = np.dtype(np.float32)
 
 
@@ -39,7 +41,7 @@ class CodeSpan(NamedTuple):
     unit: float = 1.0
 
 
-Fit = Callable[[Rows, Rows], "tuple[Rows, Rows | None]"]
+Fit = Callable[[Rows, Rows], ScaleRows]
 
 
 class Levels(NamedTuple):
@@ -99,7 +101,7 @@ class Groups(NamedTuple):
         )
 
 
-RoundScales = Callable[[Rows, "Rows | None"], "tuple[Rows, Rows | None]"]
+RoundScales = Callable[[Rows, "Rows | None"], ScaleRows]
 """Rounds scales and zero points to values that the format can store."""
 
 
@@ -199,7 +201,7 @@ def fit_magnitude(reach: float, zero: float | None = None) -> Fit:
         [2.0]
     """
 
-    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+    def fit(least: Rows, greatest: Rows) -> ScaleRows:
         scale = np.maximum(np.abs(least), np.abs(greatest)) / F32.type(reach)
         return scale, None if zero is None else np.full_like(scale, zero)
 
@@ -221,7 +223,7 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
         codes: np.ndarray = np.clip(np.rint(level), low, high).astype(dtype)
         return codes
 
-    def fit_range(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+    def fit_range(least: Rows, greatest: Rows) -> ScaleRows:
         """Fits a scale and a zero point within ``zero_range``."""
         assert zero_range is not None
         least, greatest = np.minimum(least, 0), np.maximum(greatest, 0)

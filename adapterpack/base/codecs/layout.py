@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .base import ModuleTensors, Parts, Weight
-from .grid import Grid, QuantizedRows, Rows
+from .grid import Grid, QuantizedRows, Rows, ScaleRows
 from .storage import PartUpdate
 
 
@@ -123,9 +123,7 @@ class CodeLayout(NamedTuple):
             if values is not None
         ]
 
-    def round_scales(
-        self, parts: Parts, rows: slice, scale: Rows, zero: Rows | None
-    ) -> tuple[Rows, Rows | None]:
+    def round_scales(self, parts: Parts, rows: slice, scale: Rows, zero: Rows | None) -> ScaleRows:
         """Rounds scales to the dtype in which they are stored."""
         return scale.astype(parts["scale"].dtype).astype(np.float32), zero
 

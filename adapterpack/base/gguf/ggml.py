@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..codecs.base import Parts, Weight
-from ..codecs.grid import F32, Grid, Groups, Levels, QuantizedRows, Rows, integers
+from ..codecs.grid import F32, Grid, Groups, Levels, QuantizedRows, Rows, ScaleRows, integers
 from ..codecs.storage import PartUpdate
 from .tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 
@@ -154,9 +154,7 @@ class BlockType(NamedTuple):
         self.codes.write(blocks, quantized.codes.reshape(*blocks.shape, -1))
         return [PartUpdate("codes", rows, blocks.view(np.uint8).reshape(len(blocks), -1))]
 
-    def round_scales(
-        self, parts: Parts, rows: slice, scale: Rows, minimum: Rows | None
-    ) -> tuple[Rows, Rows | None]:
+    def round_scales(self, parts: Parts, rows: slice, scale: Rows, minimum: Rows | None) -> ScaleRows:
         """Rounds scales and minima to what blocks can store."""
         blocks = self._blocks(parts, rows).copy()
         self._put_scales(blocks, scale, minimum)
@@ -166,7 +164,7 @@ class BlockType(NamedTuple):
         """Returns the blocks of rows."""
         return np.ascontiguousarray(parts["codes"][rows]).view(self.fields)
 
-    def _scales(self, blocks: Blocks) -> tuple[Rows, Rows | None]:
+    def _scales(self, blocks: Blocks) -> ScaleRows:
         """Returns the scale and the minimum, if there is one, of each group, float32 ``[n, groups]``."""
         present = self.fields.names or ()
         floats = {name: blocks[name].astype(np.float32) for name in ("d", "m", "dmin") if name in present}
@@ -222,7 +220,7 @@ def _from_minimum(codes: Numbers, below: bool) -> Levels:
     zero.
     """
 
-    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+    def fit(least: Rows, greatest: Rows) -> ScaleRows:
         least = np.minimum(least, 0) if below else least
         return (np.maximum(greatest, least) - least) / F32.type(codes.high), least
 

@@ -18,7 +18,18 @@ import numpy as np
 from ...errors import Unsupported
 from ...lowrank import Factors, FactorSum, Term, Terms, gram, weighted_sum
 from ...lowrank.factors import column_gram, row_gram, stack
-from .rule import MEAN, RULES, SUM, Fraction, Function, Rule, Steps, rule, with_scope
+from .rule import (
+    MEAN,
+    RULES,
+    SUM,
+    Fraction,
+    Function,
+    Rule,
+    Steps,
+    Weights,
+    rule,
+    with_scope,
+)
 
 _ORTHOGONAL = 0.1
 """Model Stock warns below this share of the mean, where it removes nearly the full change."""
@@ -28,15 +39,15 @@ directions.
 """
 
 
-def _as_given(weights: Sequence[float]) -> Sequence[float]:
+def _as_given(weights: Weights) -> Weights:
     return weights
 
 
-def _times(weights: Sequence[float], *, lam: float) -> list[float]:
+def _times(weights: Weights, *, lam: float) -> list[float]:
     return [lam * weight for weight in weights]
 
 
-def _shares(weights: Sequence[float]) -> list[float]:
+def _shares(weights: Weights) -> list[float]:
     """Returns ``w_i / sum_i |w_i|``; the divisor is never near 0."""
     return [weight / sum(map(abs, weights)) for weight in weights]
 
@@ -139,7 +150,7 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
     """
 
     def register(coefficients: Function) -> Function:
-        def mix(G: np.ndarray, given: Sequence[float], scope: str, **params: Any) -> np.ndarray:
+        def mix(G: np.ndarray, given: Weights, scope: str, **params: Any) -> np.ndarray:
             signs, weights, products = np.sign(given), np.abs(given), G[0]
             alive = np.diag(products) > 0
             c = np.zeros(len(signs))
@@ -180,7 +191,7 @@ def slerp(G: np.ndarray, a: np.ndarray, *, straight: Fraction = _FLAT) -> np.nda
     return np.asarray(_slerp(G[None], a, straight)[0])
 
 
-def _slerp_lines(G: np.ndarray, weights: Sequence[float], *, per: str = "row") -> np.ndarray:
+def _slerp_lines(G: np.ndarray, weights: Weights, *, per: str = "row") -> np.ndarray:
     """Returns the coefficients ``[lines, T]`` of :func:`nuslerp`."""
     signs, a = np.sign(weights), np.abs(weights)
     _require_two(len(a), "nuslerp")
@@ -273,9 +284,7 @@ def stock_ratio(G: np.ndarray, mean: str) -> np.ndarray:
     return ratio
 
 
-def _stock_lines(
-    G: np.ndarray, weights: Sequence[float], *, per: str = "tensor", mean: str = "angle"
-) -> np.ndarray:
+def _stock_lines(G: np.ndarray, weights: Weights, *, per: str = "tensor", mean: str = "angle") -> np.ndarray:
     """Returns the coefficients ``[lines, T]`` of :func:`model_stock`."""
     signs, a = np.sign(weights), np.abs(weights)
     t = stock_ratio(G * np.outer(signs, signs), mean)

@@ -16,6 +16,7 @@ from ...errors import ConfigError, nearest
 from ...lowrank import Factors, FactorSum, RowSource, Term, Terms, zero
 from ...registry import Registry
 
+Weights = Sequence[float]
 Arguments = Mapping[str, Any]
 """The parameters of a rule, by name."""
 Combination = Factors | FactorSum | RowSource

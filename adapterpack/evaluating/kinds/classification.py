@@ -16,6 +16,7 @@ from ..evaluation import (
     EvaluatedModel,
     Evaluation,
     Judgement,
+    RowParts,
     RowReader,
     read_files,
     read_rows,
@@ -27,7 +28,7 @@ from ..measures import Measure, of_sums, pearson, ratio, spearman
 def _read_texts(rows: Any, report: DataReport) -> RowReader:
     columns, label = columns_of(rows, report)
 
-    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
         texts = texts_of(row, columns, place)
         asked = dict(zip(("text", "text_pair"), texts, strict=False))
         return (asked,), "\n".join(texts), *_label(model, row, label, place)

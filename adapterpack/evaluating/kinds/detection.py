@@ -17,6 +17,7 @@ from ..evaluation import (
     Evaluation,
     Judgement,
     Result,
+    RowParts,
     read_files,
     target_of,
 )
@@ -33,7 +34,7 @@ Matches = tuple[np.ndarray, np.ndarray, int]
 """Scores ``[found]``, at which overlaps each is right ``[found, overlaps]``, and how many there are."""
 
 
-def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> tuple[Any, ...]:
+def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> RowParts:
     names, boxes = read_objects(row, place)
     for name in names:
         target_of(model, name, place)

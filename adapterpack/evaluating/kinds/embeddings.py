@@ -17,6 +17,7 @@ from ..evaluation import (
     EvaluatedModel,
     Evaluation,
     Judgement,
+    RowParts,
     RowReader,
     read_files,
     read_rows,
@@ -30,7 +31,7 @@ _NEAREST = (1, 5, 10)
 def _read(rows: Any, report: DataReport) -> RowReader:
     columns = columns_of(rows, report)
 
-    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
         values = [value_of(row, column, place) for column in columns]
         asked = tuple({"text": text} for text in values if isinstance(text, str))
         return asked, "\n".join(map(str, values[:2])), values[-1 if columns[-1] == "score" else 1]

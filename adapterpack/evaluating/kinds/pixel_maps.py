@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ...tasks.data import Row
@@ -18,6 +16,7 @@ from ..evaluation import (
     EvaluationRow,
     Judgement,
     Result,
+    RowParts,
     read_files,
     target_of,
 )
@@ -27,7 +26,7 @@ _CLOSE = 1.25
 """Depths within this factor of each other are close (Eigen et al. 2014, https://arxiv.org/abs/1406.2283)."""
 
 
-def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> tuple[Any, ...]:
+def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> RowParts:
     file = content_of(row[column], place, f"a {column}", "the path of a file")
     labels = model.labels and [target_of(model, name, place) for name in names_of(row["labels"])]
     return str(file)[:200], (file, labels)

@@ -20,6 +20,7 @@ from ..evaluation import (
     Evaluation,
     Judgement,
     ReadRows,
+    RowParts,
     RowReader,
     RowReply,
     read_rows,
@@ -38,7 +39,7 @@ def _reader(encode_answer: Callable[..., Any], paired: bool = True, asks: bool =
     def read_table(rows: Any, report: DataReport) -> RowReader:
         read_row, sides = read_answers(rows, report, paired), _SIDES if paired else ("completion",)
 
-        def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+        def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
             read = read_row(row, place)
             encoded = tuple(encode_answer(read, read[side], model, place) for side in sides)
             asked, scored = (encoded, ()) if asks else ((), encoded)

@@ -17,6 +17,7 @@ from ..evaluation import (
     EvaluatedModel,
     Evaluation,
     Judgement,
+    RowParts,
     RowReader,
     read_rows,
 )
@@ -28,7 +29,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def _read(rows: Any, report: DataReport) -> RowReader:
     flat = is_flat(rows, report)
 
-    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
         question, context, *_ = read_question(row, flat, place)
         answers = [row["answer"] or ""] if flat else row["answers"]["text"] or [""]
         return ({"question": question, "context": context},), f"{question}\n{context}", answers

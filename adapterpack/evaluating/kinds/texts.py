@@ -26,6 +26,7 @@ from ..evaluation import (
     Evaluation,
     EvaluationRow,
     Judgement,
+    RowParts,
     RowReader,
     read_rows,
 )
@@ -57,7 +58,7 @@ def encode(
 def _read(rows: Any, report: DataReport) -> RowReader:
     form = read_form(rows, report)
 
-    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
         with form.errors(place):
             conversation = form.read(row)
         parts = encode(conversation, model, place, form.continuous)
@@ -75,7 +76,7 @@ def _read(rows: Any, report: DataReport) -> RowReader:
 def _read_pairs(rows: Any, report: DataReport) -> RowReader:
     form = read_form(rows, report)
 
-    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
         tokenizer = model.tokenizer
         with form.errors(place):
             *before, last = form.read(row).messages
@@ -96,7 +97,7 @@ def _read_seen(rows: Any, report: DataReport) -> RowReader:
     column = images_column(rows, report)
     form = read_form(rows.remove_columns(column), report)
 
-    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
         with form.errors(place):
             conversation = form.read(row)
         *before, last = conversation.messages

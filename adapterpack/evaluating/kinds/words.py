@@ -16,6 +16,7 @@ from ..evaluation import (
     EvaluatedModel,
     Evaluation,
     Judgement,
+    RowParts,
     RowReader,
     read_rows,
     target_of,
@@ -27,7 +28,7 @@ from .classification import confusion
 def _read(rows: Any, report: DataReport) -> RowReader:
     column = label_column(rows, report)
 
-    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
         words, tags = words_and_labels(row, column, place)
         for tag in tags:
             target_of(model, tag, place)

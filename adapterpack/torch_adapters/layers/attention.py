@@ -23,7 +23,7 @@ from .block_targets import WORDS, select_blocks
 from .calls import Args, Kwargs
 from .layer import Adapted
 from .weights import tensor_of
-from .wrapper import innermost, module_at
+from .wrapper import Targets, innermost, module_at
 
 
 class Projections(NamedTuple):
@@ -169,7 +169,7 @@ def _rotation(attention: nn.Module) -> Callable[..., Any]:
 
 
 def select_attention(
-    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
+    model: nn.Module, targets: Targets, traits: Traits, exclude: tuple[str, ...] = ()
 ) -> list[Site]:
     """Returns the sites of the attention modules that ``targets`` names, in the model's order.
 

@@ -10,7 +10,7 @@ from torch import nn
 from ...adapter_methods import Site, Traits
 from ...errors import SiteNotFound, Unsupported, nearest
 from .sites import BYPASSED
-from .wrapper import as_list, base_modules, innermost, is_inside, is_named
+from .wrapper import Targets, as_list, base_modules, innermost, is_inside, is_named
 
 
 class BlockLayout(NamedTuple):
@@ -50,7 +50,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 
 def select_blocks(
-    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
+    model: nn.Module, targets: Targets, traits: Traits, exclude: tuple[str, ...] = ()
 ) -> list[Site]:
     """Returns the sites of the blocks that ``targets`` names, in the model's order.
 
@@ -128,7 +128,7 @@ def _find_word(modules: Mapping[str, Any], word: str) -> set[str]:
     return chosen
 
 
-def _find_names(modules: Mapping[str, Any], targets: str | tuple[str, ...]) -> set[str]:
+def _find_names(modules: Mapping[str, Any], targets: Targets) -> set[str]:
     """Returns the paths of the modules that names select."""
     chosen = set()
     for name in as_list(targets):

@@ -38,6 +38,8 @@ from .weights import device_of, tensor_of, weight_of
 from .wrapper import Wrapper, child, innermost, key_of
 
 Tensors = Mapping[str, nn.Parameter]
+Place = tuple[nn.Module, str]
+"""A parameter's module, and its name there."""
 
 
 @dataclasses.dataclass
@@ -226,11 +228,11 @@ class Adapted(Wrapper):
             )
         return mask if index is None else mask[index]
 
-    def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
+    def _folded_parameters(self) -> list[Place]:
         """Returns the parameters, as module and name, that merging the adapters here would change."""
         return []
 
-    def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
+    def _merge_weights(self) -> dict[Place, Tensor]:
         """Returns these parameters (and a bias, if merging adds one) with the active adapters merged in, in
         their own shapes and precision.
 
@@ -442,10 +444,10 @@ class AdaptedLayer(Adapted):
         changed = changed.to(step.output_dtype)
         return changed if mask is None else place(mask, changed, plain, self._site)
 
-    def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
+    def _folded_parameters(self) -> list[Place]:
         return [(innermost(self), "weight")]
 
-    def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
+    def _merge_weights(self) -> dict[Place, Tensor]:
         module = innermost(self)
         with torch.no_grad():
             weight, bias = self._fold_all(self._active)

@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from ...adapter_methods import Site, fold, from_matrix, is_stacked, to_matrix
 from ...errors import Unsupported
-from .layer import Adapted, NewAdapter
+from .layer import Adapted, NewAdapter, Place
 from .weights import require_in_memory, weight_of
 from .wrapper import innermost
 
@@ -50,11 +50,11 @@ class AdaptedParameter(Adapted):
             )
         super()._add(name, adapter)
 
-    def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
+    def _folded_parameters(self) -> list[Place]:
         owner, _, leaf = self._leaf.rpartition(".")
         return [(innermost(self).get_submodule(owner), leaf)]
 
-    def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
+    def _merge_weights(self) -> dict[Place, Tensor]:
         (place,) = self._folded_parameters()
         with torch.no_grad():
             return {place: self._change(self._active).contiguous()}

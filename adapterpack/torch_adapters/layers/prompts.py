@@ -27,7 +27,7 @@ from .calls import Args, Kwargs, argument_names, named_arguments
 from .layer import Adapted, NewAdapter
 from .tensors import as_numpy
 from .weights import device_of
-from .wrapper import is_inside, paths_of
+from .wrapper import Targets, is_inside, paths_of
 
 CACHES = ("cache", "past_key_values")
 """The names of a trunk's cache argument in newer and older versions of transformers."""
@@ -360,9 +360,7 @@ def cached_length(cache: Any, name: str, kind: type[Any] = DynamicCache) -> int:
     return length
 
 
-def select(
-    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
-) -> list[Site]:
+def select(model: nn.Module, targets: Targets, traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """Returns the only site of a prompt.
 
     Raises:

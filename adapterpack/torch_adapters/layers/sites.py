@@ -19,7 +19,16 @@ from torch.func import functional_call
 from ...adapter_methods import LAYOUTS, Site, Traits, matrix_shape, unfoldable
 from ...errors import SiteNotFound, Unsupported, nearest
 from .weights import format_of, is_plain
-from .wrapper import as_list, base_modules, innermost, is_inside, is_named, module_at, paths_of
+from .wrapper import (
+    Targets,
+    as_list,
+    base_modules,
+    innermost,
+    is_inside,
+    is_named,
+    module_at,
+    paths_of,
+)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -344,9 +353,7 @@ def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
     return left
 
 
-def select(
-    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
-) -> list[Site]:
+def select(model: nn.Module, targets: Targets, traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """Returns the sites that ``targets`` names, in the model's order.
 
     ``targets`` is ``"input-embedding"``, one word or name, or several. The words are ``"all-linear"``,

@@ -15,6 +15,9 @@ from ...adapter_methods import Arrays, Site
 from .calls import Args, Kwargs, Rows, argument_names, input_key
 from .tensors import as_numpy
 
+Targets = str | tuple[str, ...]
+"""Which layers are adapted: names, or a word for many."""
+
 
 def child(key: str) -> Any:
     """Makes an attribute of a wrapper that reads its submodule ``key``; the submodule is named ``key`` in
