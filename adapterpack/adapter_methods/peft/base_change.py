@@ -24,8 +24,8 @@ from ...errors import Unsupported, excerpt
 from ..core.layouts import LINEAR, layout_of
 from ..core.peft_form import BaseChange, Completed, Factorise, PeftConfig, PeftContent
 from ..core.site import Arrays, Site, Tensors
-from ..inits.base import Factors
 
+Factors = tuple[np.ndarray, np.ndarray]
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """PEFT's initialisations that leave the base's weight unchanged."""
 _CERTAIN = 1e-3

@@ -28,7 +28,6 @@ from ...runtime.text.tokenizer import MAX_TOKENIZER, encoded_apart
 from ...runtime.text.tokenizer_limits import is_quick, require_bounded_growth, require_bounded_load
 from ...tasks import NO_TASK, Task, type_of
 from ...tasks.data import MARKED
-from ..layers.calls import Args, Kwargs
 from .row_frequencies import separate_rows
 from .size import bounded_build, require_fitting
 
@@ -127,7 +126,9 @@ def _name_padding(config: Any, folder: Path) -> None:
     config.pad_token_id = next(token for token in candidates if type(token) is int)
 
 
-def _fill_padding(model: Any, args: Args, inputs: Kwargs) -> tuple[Args, Kwargs] | None:
+def _fill_padding(
+    model: Any, args: tuple[Any, ...], inputs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Replaces masked ids by the model's padding id, as a pre-forward hook, so that a row gives the same
     result as alone.
     """

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ..layers.calls import Args, Kwargs
-
 _KIND = "longrope"
 
 
@@ -130,7 +128,9 @@ def _last_positions(position_ids: Tensor) -> Tensor:
     return last.scatter_reduce(-1, rows, position_ids, "amax").gather(-1, rows)
 
 
-def _count_positions(module: nn.Module, args: Args, inputs: Kwargs) -> tuple[Args, Kwargs] | None:
+def _count_positions(
+    module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Computes position ids from each row's own mask if the caller gives none, as a pre-forward hook: the
     model would count padding.
     """

@@ -14,7 +14,6 @@ from ...errors import ConfigError
 from ...registry import Registry
 from ...tasks import Task, TaskTraining, get_task
 from ...tasks.data import DataReport
-from ..config.fields import Settings
 from .prompt_lengths import CutPrompts
 
 
@@ -72,7 +71,7 @@ TRAINERS: Registry[TrainerKind] = Registry("trainer", TrainerKind, "adapterpack.
 SUPERVISED = "sft"
 
 
-def trainer_of(values: Settings) -> TrainerKind:
+def trainer_of(values: Mapping[str, Any]) -> TrainerKind:
     """Returns the trainer that settings name, or the one for their task: the only trainer for a task without
     its own training, else supervised training.
 
