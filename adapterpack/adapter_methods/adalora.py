@@ -131,7 +131,7 @@ def _after_step(
     """Updates the importance of all triplets after an optimizer step and sets the E values of the least
     important triplets to zero.
     """
-    cfg: AdaLoRA = next(iter(sites.values())).config
+    cfg = next(iter(sites.values())).config
     last = (cfg.total_step or progress.total) - cfg.tfinal
     state = state or _State({}, {}, None)
     if progress.step < last:
@@ -245,7 +245,7 @@ def _to_peft(sites: SiteConfigs) -> PeftConfig:
         for path, cfg in sites.items()
         if cfg.r < cfg.init_r
     }
-    first: AdaLoRA = next(iter(sites.values()))
+    first = next(iter(sites.values()))
     return {**_KEYS.to_config(sites), "total_step": _total(first), "rank_pattern": pattern or None}
 
 

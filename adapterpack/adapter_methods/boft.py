@@ -142,7 +142,7 @@ _KEYS = PeftKeys(
 
 
 def _to_peft(sites: SiteConfigs) -> PeftConfig:
-    first: BOFT = next(iter(sites.values()))
+    first = next(iter(sites.values()))
     return {**_KEYS.to_config(sites), "boft_block_size": 0 if first.block_num else first.block_size}
 
 

@@ -208,7 +208,7 @@ def _to_peft(sites: SiteConfigs) -> PeftConfig:
     """Returns PEFT's keys. PEFT has one ``use_rslora`` for all sites, so a site with another value gets the
     alpha that gives it the same scale.
     """
-    first: LoRA = next(iter(sites.values()))
+    first = next(iter(sites.values()))
     root = math.sqrt if first.use_rslora else float
     same = {
         path: cfg if cfg.use_rslora == first.use_rslora else replace(cfg, alpha=cfg.scale * root(cfg.r))

@@ -118,7 +118,7 @@ _KEYS = PeftKeys(
 
 
 def _to_peft(sites: SiteConfigs) -> PeftConfig:
-    first: OFT = next(iter(sites.values()))
+    first = next(iter(sites.values()))
     return {**_KEYS.to_config(sites), "oft_block_size": 0 if first.r else first.block_size}
 
 

@@ -158,7 +158,7 @@ def _append_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray 
             f"the words {', '.join(map(str, missing[:5]))} are new and were not trained: their rows are "
             "in no file"
         )
-    appended: np.ndarray = params["trainable_tokens_delta"][[place[index] for index in new]]
+    appended = params["trainable_tokens_delta"][[place[index] for index in new]]
     return appended if new else None
 
 

@@ -23,10 +23,7 @@ def _plain(dtype: Any) -> Callable[[memoryview], np.ndarray]:
 def _q8_0(data: memoryview) -> np.ndarray:
     """Decodes Q8_0: blocks of 32 values, a float16 scale and 32 signed bytes; the product is float32."""
     blocks = np.frombuffer(data, np.dtype([("scale", "<f2"), ("values", "i1", 32)]))
-    values: np.ndarray = (
-        blocks["scale"].astype(np.float32)[:, None] * blocks["values"].astype(np.float32)
-    ).reshape(-1)
-    return values
+    return (blocks["scale"].astype(np.float32)[:, None] * blocks["values"].astype(np.float32)).reshape(-1)
 
 
 DECODED = {

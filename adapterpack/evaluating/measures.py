@@ -73,8 +73,7 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 class BootstrapEstimate(NamedTuple):

@@ -54,7 +54,7 @@ class Content(NamedTuple):
     shared: Arrays
     secondary: list[tuple[Method, Adapters]]
     full: dict[str, Arrays]
-    unknown: PeftConfig
+    unknown: dict[str, Any]
     base_change: BaseChange | None = None
 
 

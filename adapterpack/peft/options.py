@@ -120,7 +120,7 @@ def parse_config(data: bytes, path: Path) -> dict[str, Any]:
 
 def unknown_options(
     config: PeftConfig, written: PeftConfig, layers: Sequence[PeftConfig], where: Path
-) -> PeftConfig:
+) -> dict[str, Any]:
     """Returns the options, with their values, that this package does not know and that are off (None, False,
     0 or empty).
 

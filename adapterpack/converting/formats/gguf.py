@@ -64,7 +64,7 @@ class _Layout(NamedTuple):
         names.
         """
         for candidate in (path, f"model.{path}", path.partition(".")[2]):
-            name: str | None = self.names.get_name(candidate) if candidate else None
+            name = self.names.get_name(candidate) if candidate else None
             if name is not None:
                 return f"{name}.weight"
         return None

@@ -204,7 +204,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
     for number, member in enumerate(members):
         (folder / FOLDER / str(number)).mkdir(parents=True)
         notes += write(_member(pack, member), folder / FOLDER / str(number), base)
-    settings: XLoRA = tree.settings
+    settings = tree.settings
     config = {
         "peft_type": _TYPE,
         "task_type": peft_type_of(pack.manifest.task.type),

@@ -115,8 +115,7 @@ _FEW = 32
 def _map(sums: bool, width: int, length: int, value: Tensor) -> Tensor:
     """Applies a fixed map."""
     operator = BlockSums(width, length, value) if sums else Repeat(width, length, value)
-    result: Tensor = operator.apply(value)
-    return result
+    return operator.apply(value)
 
 
 def _add_mapped(y: Tensor, sums: bool, width: int, length: int, value: Tensor) -> None:

@@ -136,25 +136,23 @@ def _again(operator: Any, x: Tensor) -> Tensor:
     """Returns ``operator.apply(x)``, keeping only ``x`` and the operator's tensors; the backward pass
     recomputes the rest. No random numbers are drawn inside, so their state is not kept.
     """
-    result: Tensor = checkpoint(
+    return checkpoint(
         lambda value, *tensors: type(operator)(*tensors).apply(value),
         x,
         *operator,
         use_reentrant=False,
         preserve_rng_state=False,
     )
-    return result
 
 
 def _change(form: NormalForm, weight: Tensor) -> Tensor:
     """Returns ``weight + up down``."""
     down: Any = form.down
-    result: Tensor = (
+    return (
         weight + down.after(form.up.dense())
         if form.up is not None
         else (down.onto(weight) if isinstance(down, Sparse) else weight + down.dense())
     )
-    return result
 
 
 def add_low_rank(form: NormalForm, y: Tensor, x: Tensor, dropout: Dropout | None = None) -> Tensor:

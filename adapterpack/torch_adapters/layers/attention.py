@@ -42,7 +42,7 @@ class Projections(NamedTuple):
         """Returns the queries ``[batch, length, heads * head_dim]`` of the input, with the adapters that are
         active inside the attention.
         """
-        made: Tensor = getattr(attention, self.parts[0])(hidden)
+        made = getattr(attention, self.parts[0])(hidden)
         return made.chunk(3, dim=-1)[0] if self.joined else made
 
     def keys_and_values(self, attention: nn.Module, prompt: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class AdaptedAttention(Adapted):
         if projections.out is None:
             return added
         out = innermost(module_at(attention, projections.out))
-        y: Tensor = out(added)
+        y = out(added)
         bias = tensor_of(out, "bias", self._site.path)
         # The layer's own output already includes the bias.
         return y if bias is None else y - bias
@@ -145,8 +145,7 @@ def _queries(attention: nn.Module, made: Tensor, places: Any) -> Tensor:
     queries = _normalize(attention, "q_norm", made).transpose(1, 2)
     if places is None:
         return queries
-    turned: Tensor = _rotation(attention)(queries, queries, *places)[0]
-    return turned
+    return _rotation(attention)(queries, queries, *places)[0]
 
 
 def _normalize(attention: nn.Module, leaf: str, heads: Tensor) -> Tensor:

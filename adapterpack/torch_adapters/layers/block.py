@@ -65,7 +65,7 @@ class AdaptedBlock(Adapted):
         """
         if index is not None and isinstance(source, Tensor):
             source = source[index]
-        changed: Tensor = self._weigh(name, h, self._compute(name, h, source))
+        changed = self._weigh(name, h, self._compute(name, h, source))
         mask = self._mask(name, h, index)
         return changed if mask is None else place(mask, changed, h, self._site)
 
@@ -83,7 +83,7 @@ class AdaptedBlock(Adapted):
                     remedy="name other targets, or another source",
                 )
             x = x.to(dtype)
-        changed: Tensor = run_block(
+        changed = run_block(
             self._held[name].method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop
         )
         return changed.to(h.dtype)

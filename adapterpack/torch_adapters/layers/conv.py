@@ -79,7 +79,7 @@ class AdaptedConv(AdaptedLayer):
 
     def _added(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         """Returns the base's output plus the output of each change."""
-        y: Tensor = self._base(x)
+        y = self._base(x)
         result = y
         for name in names:
             dtype = self._precision(name, x.dtype)
@@ -104,7 +104,7 @@ class AdaptedConv(AdaptedLayer):
         then to the outputs with a 1x1 kernel.
         """
         down, up, kernel = form.down.matrix, form.up.matrix, self.weight.shape[2:]
-        groups: int = self._base.groups  # type: ignore[assignment]
+        groups = self._base.groups  # type: ignore[assignment]
         inner = self._convolve(x, down.repeat(groups, 1), None)
         return _CONVOLVE[len(kernel) - 1](inner, up.reshape(*up.shape, *(1,) * len(kernel)), groups=groups)
 
@@ -124,8 +124,7 @@ class AdaptedConv(AdaptedLayer):
         kernel]``.
         """
         weight = from_matrix(self._site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
-        y: Tensor = self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
-        return y
+        return self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
 
 
 class SpanningConv(AdaptedConv):
@@ -156,5 +155,4 @@ class SpanningConv(AdaptedConv):
             x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation
         )
         up = blocks.reshape(-1, blocks.shape[-1], *(1,) * len(kernel))
-        changed: Tensor = self._weigh(name, 0, convolve(inner, up, form.shift, groups=len(blocks)))
-        return changed
+        return self._weigh(name, 0, convolve(inner, up, form.shift, groups=len(blocks)))

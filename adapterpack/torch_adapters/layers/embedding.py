@@ -38,7 +38,7 @@ class AdaptedEmbedding(AdaptedLayer):
         keep = None
         if dropout and self.training:
             keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), dropout)
-        changed: Tensor = look_up(self._normal_form(name, dtype), lambda _: y, ids, keep)
+        changed = look_up(self._normal_form(name, dtype), lambda _: y, ids, keep)
         return self._weigh(name, y, changed).to(y.dtype)  # type: ignore[no-any-return]
 
 
@@ -47,8 +47,7 @@ def _scale(owner: nn.Module, y: Tensor) -> Tensor:
     scale = getattr(owner, "embed_scale", None)
     if scale is None:
         return y
-    scaled: Tensor = y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
-    return scaled
+    return y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
 
 
 class AdaptedTable(AdaptedLayer):
@@ -79,7 +78,7 @@ class AdaptedTable(AdaptedLayer):
         called, scales them.
         """
         stored = self._stored[0].detach()
-        rows: Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
+        rows = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
         return _scale(owner, self._in_rows(x, rows, self._replace, names).to(stored.dtype))
 
     def _replace(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
@@ -88,8 +87,7 @@ class AdaptedTable(AdaptedLayer):
         ids: Any = x.reshape(-1)
         tensors = self._tensors(name, rows.dtype)
         folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)
-        changed: Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
-        return changed
+        return self._weigh(name, flat, folded).reshape(rows.shape)
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
         """Returns the tied modules if all active adapters change them, none if no adapter does; raises if

@@ -96,8 +96,7 @@ class AdaptedParameter(Adapted):
                     f"the method {held.method.name} gives this parameter a bias, and it has none",
                     where=self._site.path,
                 )
-            result: Tensor = changed
-            return result
+            return changed
 
         site_params = {key: every[key] for key, _ in self._part(name).named_parameters()}
         run = vmap(folded) if is_stacked(self._site.kind) else folded

@@ -128,8 +128,7 @@ def _hidden(model: nn.Module, args: Args, kwargs: Kwargs, name: str) -> Tensor:
             where=name,
             found=type(model).__name__,
         )
-    last: Tensor = states[-1]
-    return last
+    return states[-1]
 
 
 @contextmanager

@@ -39,8 +39,7 @@ def _read_4bit(module: nn.Module, weight: Any) -> Tensor:
     """Dequantizes a 4-bit weight of bitsandbytes."""
     from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only where there is such a layer
 
-    floats: Tensor = dequantize_4bit(*_codes_4bit(weight))
-    return floats
+    return dequantize_4bit(*_codes_4bit(weight))
 
 
 def _is_reordered(weight: Any) -> bool:
@@ -88,7 +87,7 @@ def keep_in_order(model: nn.Module) -> None:
 
     A reordered layer passes on no gradient, rounds its inputs to bfloat16, and has a wrong state dict.
     """
-    kept: list[Any] = model.__dict__.setdefault(_KEPT, [])
+    kept = model.__dict__.setdefault(_KEPT, [])
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             layer: Any = module
@@ -159,8 +158,7 @@ def _read_8bit(module: nn.Module, weight: Any) -> Tensor:
     # only where there is such a layer
     from bitsandbytes.functional import int8_vectorwise_dequant  # noqa: PLC0415
 
-    floats: Tensor = int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
-    return floats
+    return int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
 
 
 FORMATS = (
@@ -339,5 +337,4 @@ def _floats(module: nn.Module, leaf: str, site: Site) -> Tensor:
                 "lora"
             ),
         )
-    result: Tensor = weight
-    return result
+    return weight

@@ -42,7 +42,7 @@ class Type(Struct, forbid_unknown_fields=True):
     messages: dict[str, str] = {}
 
 
-def axolotl_source(entry: str | Settings, types: Mapping[str, Type]) -> Settings:
+def axolotl_source(entry: str | Settings, types: Mapping[str, Type]) -> dict[str, Any]:
     """Returns the source of one of axolotl's data sets, whose type is one of ``types``.
 
     Raises:

@@ -98,8 +98,7 @@ def require_apart(model: Any, rows: Sequence[Row]) -> None:
             for key in ("input_ids", "position_ids")
             if key in row
         }
-        given: torch.Tensor = model(**inputs, **options).logits[0].float()
-        return given
+        return model(**inputs, **options).logits[0].float()
 
     with torch.no_grad(), evaluation_mode(model):
         alone = torch.cat([logits({"input_ids": row["input_ids"]}) for row in pair])

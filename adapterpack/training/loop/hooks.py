@@ -84,14 +84,10 @@ def _penalty(part: AdapterPart, sites: int) -> Tensor:
     assert term is not None
 
     def of_matrix(params: dict[str, Tensor]) -> Tensor:
-        value: Tensor = term(part.config, {**part.shared, **params}, sites)
-        return value
+        return term(part.config, {**part.shared, **params}, sites)
 
     site_params = dict(part.site_params)
-    total: Tensor = (
-        vmap(of_matrix)(site_params).sum() if is_stacked(part.site.kind) else of_matrix(site_params)
-    )
-    return total
+    return vmap(of_matrix)(site_params).sum() if is_stacked(part.site.kind) else of_matrix(site_params)
 
 
 def context(model: Any) -> tuple[Tensor, int] | None:

@@ -31,8 +31,7 @@ def linear_cross_entropy(
     ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; the weight ``[out, in]`` and the bias are frozen.
     Computes in float32 or finer.
     """
-    total: Tensor = _Blocks.apply(hidden, weight, bias, targets, smoothing)
-    return total
+    return _Blocks.apply(hidden, weight, bias, targets, smoothing)
 
 
 def by_blocks(

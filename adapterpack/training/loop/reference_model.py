@@ -40,8 +40,7 @@ class Reference(nn.Module):
 
     def get_output_embeddings(self) -> nn.Module:
         """Returns the output layer; an adapter of it was refused when the run was prepared."""
-        head: nn.Module = self._policy.get_output_embeddings()
-        return head
+        return self._policy.get_output_embeddings()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the model would have returned when training began."""

@@ -61,7 +61,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Runs a batch forward and backward; returns its share of the step's loss."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self.steps.batch(self.accelerator.reduce(loss, "mean"), _tokens(inputs))
         return loss
 
