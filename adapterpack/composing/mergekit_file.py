@@ -83,6 +83,12 @@ class Model(NamedTuple):
         """What stands after ``+``."""
         return self.name.partition("+")[2]
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it names an adapter, alone or on a base."""
+        marks = (Path(self.name, mark) for mark in (FILE_NAME, layout.CONFIG))
+        return bool(self.adapter) or any(mark.is_file() for mark in marks)
+
 
 class TensorValues(NamedTuple):
     """The weights of the models that are merged at a tensor, and the parameters that each has for itself."""
@@ -200,7 +206,7 @@ class MergekitFile(NamedTuple):
         """
         bases = {model.base for model in (*self.models, self.donor) if model.adapter} | {self.donor.name}
         others = [model for model in self.models if model.name not in bases] or self.models
-        kinds = {bool(model.adapter) or _is_adapter(model.name) for model in others}
+        kinds = {model.is_adapter for model in others}
         if len(kinds) > 1:
             raise Unsupported(
                 "the file merges adapters and full models",
@@ -218,7 +224,7 @@ class MergekitFile(NamedTuple):
             Unsupported: merged as full models they would not be the base with merged changes.
         """
         bases = {model.base for model in self.models if model.adapter}
-        if self.base is not None and not self.base.adapter and not _is_adapter(self.base.name):
+        if self.base is not None and not self.base.is_adapter:
             bases.add(self.base.name)
         if self.method.on != "changes" and self.base is None and self.rule != "linear":
             raise Unsupported(
@@ -228,7 +234,7 @@ class MergekitFile(NamedTuple):
                 expected="a base_model, or a method that merges changes",
                 remedy=_FOLD,
             )
-        if len(bases) > 1 or (self.base is not None and (self.base.adapter or _is_adapter(self.base.name))):
+        if len(bases) > 1 or (self.base is not None and self.base.is_adapter):
             raise Unsupported(
                 "these adapters are not of one base",
                 where=self.where,
@@ -253,17 +259,13 @@ class MergekitFile(NamedTuple):
             Unsupported: it has not.
         """
         if self.layers is not None and layers and self.layers not in layers.values():
-            raise Unsupported(
-                "layers cannot be stacked, copied or left out: that is not a change of a base",
-                where=f"{self.where}, layer_range",
-                found=f"[0, {self.layers}]",
-                expected=f"all layers: {', '.join(f'{name} has {count}' for name, count in layers.items())}",
-            )
+            every = ", ".join(f"{name} has {count}" for name, count in layers.items())
+            raise _not_whole(f"{self.where}, layer_range", f"[0, {self.layers}]", f"all layers: {every}")
 
     def options(self, packs: Sequence[Pack], layers: Mapping[str, int]) -> dict[str, Any]:
         """Returns the options of compose for these packs, the adapters of the file in its order."""
         self.require_whole(layers)
-        chosen = [i for i, model in enumerate(self.models) if model.adapter or _is_adapter(model.name)]
+        chosen = [i for i, model in enumerate(self.models) if model.is_adapter]
         at_sites = {}
         for path, there in adapters_by_path(packs).items():
             one, *_ = there.values()
@@ -384,12 +386,8 @@ def _entries(file: Settings, path: Path) -> tuple[list[Model], list[Settings], i
     if "slices" in inner:
         slices = inner["slices"]
         if not isinstance(slices, list) or len(slices) != 1:
-            raise Unsupported(
-                "layers cannot be stacked, copied or left out: that is not a change of a base",
-                where=f"{path}, slices",
-                found=f"{len(slices) if isinstance(slices, list) else 0} slices",
-                expected="one slice with all layers",
-            )
+            count = len(slices) if isinstance(slices, list) else 0
+            raise _not_whole(f"{path}, slices", f"{count} slices", "one slice with all layers")
         inner = _mapping(slices[0], path)
         local.insert(0, _mapping(inner.get("parameters"), path))
         listed = inner.get("sources")
@@ -398,18 +396,23 @@ def _entries(file: Settings, path: Path) -> tuple[list[Model], list[Settings], i
         }
         (first, *others) = ranges or {()}
         if others or len(first) != 2 or first[0] != 0 or not isinstance(first[1], int):
-            raise Unsupported(
-                "layers cannot be stacked, copied or left out: that is not a change of a base",
-                where=f"{path}, layer_range",
-                found=", ".join(str(list(each)) for each in sorted(ranges)),
-                expected="[0, number of layers] for every model",
-            )
+            found = ", ".join(str(list(each)) for each in sorted(ranges))
+            raise _not_whole(f"{path}, layer_range", found, "[0, number of layers] for every model")
         layers = first[1]
     if not isinstance(listed, list) or not listed:
         raise ConfigError(
             "the file names no models", where=path, expected="models, or one slice with sources"
         )
     return [_model(entry, path) for entry in listed], local, layers
+
+
+def _not_whole(where: str, found: str, expected: str) -> Unsupported:
+    return Unsupported(
+        "layers cannot be stacked, copied or left out: that is not a change of a base",
+        where=where,
+        found=found,
+        expected=expected,
+    )
 
 
 def _model(entry: Any, path: Path) -> Model:
@@ -508,11 +511,8 @@ def _one_value(key: str, default: bool | float, settings: Sequence[Settings], pa
             found=str(value)[:80],
             expected="one value",
         )
-    return (
-        bool(_number(value, f"{path}, {key}"))
-        if isinstance(default, bool)
-        else _number(value, f"{path}, {key}")
-    )
+    number = _number(value, f"{path}, {key}")
+    return bool(number) if isinstance(default, bool) else number
 
 
 def _number(value: Any, where: str) -> float:
@@ -531,8 +531,3 @@ def _mapping(value: Any, path: Path) -> Settings:
     if value is not None and not isinstance(value, dict):
         raise ConfigError("expected a mapping of keys to values", where=path, found=excerpt(value))
     return value or {}
-
-
-def _is_adapter(name: str) -> bool:
-    folder = Path(name)
-    return any((folder / mark).is_file() for mark in (FILE_NAME, layout.CONFIG))

@@ -148,11 +148,6 @@ class CompositionWork(NamedTuple):
         """The packs in the order in which they are combined."""
         return [self.parents[index] for index in self.order]
 
-    @property
-    def ordered_weights(self) -> list[float]:
-        """Their weights, in that order."""
-        return [self.weights[index] for index in self.order]
-
     def with_sites(
         self, base: StrPath | None, statistics: Sequence[Statistics | StrPath] | None
     ) -> CompositionWork:
@@ -365,7 +360,7 @@ def combine_sites(work: CompositionWork, progress: Progress | None = None) -> Si
     """
     results: list[Any] = [None] * len(work.sites)
     batches = _batches(work.sites)
-    done, total = 0, sum(map(_bytes, work.sites))
+    done, total = 0, 4 * sum(joint.numbers for joint in work.sites)
     # numpy would only warn of an overflow; the batch raises with the site's name
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):
         combine = work.rule.prepared([joint.terms for joint in work.sites], work.arguments)
@@ -391,7 +386,7 @@ def combine_sites(work: CompositionWork, progress: Progress | None = None) -> Si
             for index, result in zip(batch, made, strict=True):
                 results[index] = result
             if progress is not None:
-                done += sum(_bytes(work.sites[index]) for index in batch)
+                done += 4 * sum(work.sites[index].numbers for index in batch)
                 progress(done, total)
     # the order in which the losses are added up decides their last bit
     order: Iterable[int] = itertools.chain.from_iterable(batches)
@@ -419,10 +414,6 @@ def _share_budget(
         loss = Loss(inside.tail + decomposition.left_out, decomposition.total)
         results.append((factors if rank else None, loss))
     return results
-
-
-def _bytes(joint: JointSite) -> int:
-    return 4 * joint.numbers
 
 
 def _budget(work: CompositionWork) -> int:
@@ -472,7 +463,8 @@ def _combine_modules(work: CompositionWork, changed: bool) -> CombinedModules:
     Raises:
         NothingToDo: there are none, and no site ``changed``.
     """
-    whole = apply_policy(work.request.whole, work.ordered, work.ordered_weights)
+    weights = [work.weights[index] for index in work.order]
+    whole = apply_policy(work.request.whole, work.ordered, weights)
     if not changed and not whole.modules:
         raise NothingToDo(
             "the combined change is zero at every site",
@@ -510,16 +502,7 @@ def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, An
 def _largest_rank(work: CompositionWork, joint: JointSite) -> int:
     """Returns the largest rank that a site can get under the budget."""
     m, n = joint.shape
-    return max(
-        1,
-        min(
-            FULL_RANK,
-            m,
-            n,
-            _budget(work) // (m + n),
-            *([] if work.request.rank is None else [work.request.rank]),
-        ),
-    )
+    return max(1, min(work.request.rank or FULL_RANK, FULL_RANK, m, n, _budget(work) // (m + n)))
 
 
 def approximation(request: CompositionRequest) -> Cut:

@@ -53,6 +53,15 @@ class EntryBlock(NamedTuple):
         """Returns ``w_t x_t``."""
         return weigh(self.weights, self.values)
 
+    @property
+    def signed(self) -> np.ndarray:
+        """Returns ``sgn(w_t) x_t``."""
+        return weigh(np.sign(self.weights), self.values)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Returns the sum of ``w_t`` times these values."""
+        return np.asarray(weigh(self.weights, values).sum(axis=0))
+
 
 def _each(own: Sequence[Mapping[str, float]], name: str, value: float) -> np.ndarray:
     return np.array([values.get(name, value) for values in own])

@@ -15,6 +15,8 @@ from .trim import Levels, band, band_levels, drop, dropped_by_rank, largest_leve
 
 _TIE = 1e-6
 """The share of the votes below which a majority counts as a tie, since it is only rounding in float32."""
+_THIN: dict[str, Any] = {"each": ("density",), "neutral": THINNED}
+"""What rules that leave out entries have in common."""
 _TILE = 1 << 14
 """The entries of each change in one vote, so that they fit into a core's cache."""
 
@@ -74,13 +76,12 @@ def _scale(lam: float, merged: np.ndarray) -> np.ndarray:
     formula="sum w_i trim(D_i)",
     paper="https://arxiv.org/abs/2306.01708",
     survey=largest_level,
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=SUM,
 )
 def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
-    return np.asarray(weigh(block.weights, trim(block.values, least)).sum(axis=0))
+    return block.total(trim(block.values, least))
 
 
 @entry_rule(
@@ -89,8 +90,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.
     formula="lam sum_{agree} w_i trim(D_i) / sum_{agree} |w_i|",
     paper="https://arxiv.org/abs/2306.01708",
     survey=largest_level,
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=MEAN,
 )
 @entry_rule(
@@ -100,8 +100,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.
     paper="https://arxiv.org/abs/2410.19735",
     over=knots,
     survey=largest_level,
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=MEAN,
 )
 @entry_rule(
@@ -111,8 +110,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.
     paper="https://arxiv.org/abs/2509.17786",
     over=core_space,
     survey=largest_level,
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=MEAN,
 )
 def ties(
@@ -129,13 +127,12 @@ def ties(
     "entries dropped at random and the rest scaled up, then the weighted sum",
     formula="sum w_i m_i D_i / density",
     paper="https://arxiv.org/abs/2311.03099",
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=SUM,
 )
 def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
-    return np.asarray(weigh(block.weights, drop(block, density, seed)).sum(axis=0))
+    return block.total(drop(block, density, seed))
 
 
 @entry_rule(
@@ -143,8 +140,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed 
     "entries dropped at random and the rest scaled up, then TIES' vote and mean",
     formula="lam sum_{agree} w_i m_i D_i / (density sum_{agree} |w_i|)",
     paper="https://arxiv.org/abs/2311.03099",
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=MEAN,
 )
 @entry_rule(
@@ -153,8 +149,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed 
     formula="U dare_ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]",
     paper="https://arxiv.org/abs/2410.19735",
     over=knots,
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=MEAN,
 )
 @entry_rule(
@@ -163,8 +158,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed 
     formula="U dare_ties(U^T D_t V) V^T",
     paper="https://arxiv.org/abs/2509.17786",
     over=core_space,
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=MEAN,
 )
 def dare_ties(
@@ -220,7 +214,7 @@ def della_linear(
     """Sums, by weight, changes that keep larger entries with a higher probability and divide each entry by
     its probability.
     """
-    return np.asarray(weigh(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
+    return block.total(dropped_by_rank(block, density, epsilon, seed))
 
 
 @entry_rule(
@@ -237,7 +231,7 @@ def breadcrumbs(
     block: EntryBlock, levels: Levels, *, density: Share = 0.9, gamma: Fraction = 0.01
 ) -> np.ndarray:
     """``sum w_t band(x_t)``."""
-    return np.asarray(weigh(block.weights, band(block, levels)).sum(axis=0))
+    return block.total(band(block, levels))
 
 
 @entry_rule(
@@ -280,9 +274,7 @@ def magmax(block: EntryBlock, _: None, *, alpha: float = 1.0) -> np.ndarray:
 
 
 def _variance(block: EntryBlock) -> np.ndarray:
-    return np.asarray(
-        np.var(weigh(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
-    )
+    return np.asarray(np.var(block.signed, axis=0, keepdims=True).astype(np.float32))
 
 
 class Selected(NamedTuple):
@@ -312,8 +304,7 @@ def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
     paper="https://arxiv.org/abs/2408.07990",
     survey=sce_survey,
     scope="tensor",
-    each=("density",),
-    neutral=THINNED,
+    **_THIN,
     laws=MEAN,
 )
 def sce(
@@ -353,7 +344,7 @@ def _scores(block: EntryBlock, lower: np.ndarray, upper: np.ndarray) -> np.ndarr
     """Returns ``exp(T norm(|x|)^2) tanh(x_t sum x)`` where positive: the first factor compares entries within
     a change, the second between the changes.
     """
-    x = weigh(np.sign(block.weights), block.values).astype(np.float64)
+    x = block.signed.astype(np.float64)
     a, b = (ends[:, None, None].astype(np.float64) for ends in (lower, upper))
     norm = (np.clip(np.abs(x), a, b) - a) / np.where(b > a, b - a, 1)
     return np.asarray((np.exp(len(x) * norm**2) * np.tanh(x * x.sum(axis=0))).clip(0).astype(np.float32))
@@ -403,7 +394,7 @@ def _unify(block: EntryBlock) -> np.ndarray:
     """EMR: combines the elected sign at every entry with the largest magnitude among the entries of that
     sign.
     """
-    x = weigh(np.sign(block.weights), block.values)
+    x = block.signed
     sign = np.sign(block.weighted.sum(axis=0))
     return np.asarray(sign * np.max(np.where(np.sign(x) == sign, np.abs(x), 0), axis=0))
 
@@ -411,7 +402,7 @@ def _unify(block: EntryBlock) -> np.ndarray:
 def _mask(block: EntryBlock) -> np.ndarray:
     """``M_t * unified``: where a change has the elected sign."""
     unified = _unify(block)
-    return np.where(weigh(np.sign(block.weights), block.values) * unified > 0, unified, 0)
+    return np.where(block.signed * unified > 0, unified, 0)
 
 
 def _size(values: np.ndarray) -> np.ndarray:

@@ -57,14 +57,13 @@ def is_norm(module: nn.Module) -> bool:
     parameters a vector ``weight`` and possibly a ``bias`` of its shape.
     """
     parameters = dict(module.named_parameters())
-    plain = not any(True for _ in module.children()) and not any(True for _ in module.buffers())
-    named = "norm" in type(module).__name__.lower()
-    vectors = all(
-        value.ndim == 1 and value.shape == parameters["weight"].shape
-        for value in parameters.values()
-        if "weight" in parameters
+    return (
+        "norm" in type(module).__name__.lower()
+        and not [*module.children(), *module.buffers()]
+        and {"weight"} <= parameters.keys() <= {"weight", "bias"}
+        and parameters["weight"].ndim == 1
+        and len({value.shape for value in parameters.values()}) == 1
     )
-    return plain and named and vectors and {"weight"} <= parameters.keys() <= {"weight", "bias"}
 
 
 def _linear(path: str, module: Any) -> Site | None:
@@ -191,7 +190,7 @@ def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
     if isinstance(module, (*BYPASSED, *_NEVER_CALLED)):
         return
     stack = "turned_experts" if getattr(module, "is_transposed", False) else "experts"
-    called = [(leaf, value) for leaf, value in module.named_parameters(recurse=False)]
+    called = list(module.named_parameters(recurse=False))
     for leaf, child in module.named_children():
         if isinstance(child, BYPASSED):
             called += [(f"{leaf}.{name}", value) for name, value in child.named_parameters()]
