@@ -90,7 +90,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
     require_representable(adapter, base is not None)
     method, site = adapter.method, adapter.site
     weight = bias = None
-    if method.traits.reads_weight or not method.traits.additive:
+    if not method.traits.independent:
         weight, bias = _of_base(adapter, base)
         site = dataclasses.replace(
             site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1]
@@ -121,27 +121,22 @@ def require_representable(adapter: Adapter, based: bool) -> None:
             site is a stack of matrices.
     """
     method, site = adapter.method, adapter.site
-    if method.kind != "weight":
+    if method.kind != "weight" or method.is_positional:
+        expected, found = "a method that changes weights", f"not additive: a {method.kind} method"
+        if method.kind == "weight":
+            expected, found = "a change that is the same at every position", "not the same at every position"
         raise Unsupported(
             f"changes of the method {method.name} cannot be combined by their factors",
             where=site.path,
-            expected="a method that changes weights",
-            found=f"not additive: a {method.kind} method",
-            remedy="serve the packs side by side in a bank bundle",
-        )
-    if method.is_positional:
-        raise Unsupported(
-            f"changes of the method {method.name} cannot be combined by their factors",
-            where=site.path,
-            expected="a change that is the same at every position",
-            found="not the same at every position",
+            expected=expected,
+            found=found,
             remedy="serve the packs side by side in a bank bundle",
         )
     if is_stacked(site.kind):
         raise Unsupported(
             "the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=KEEP_APART
         )
-    if not based and (method.traits.reads_weight or not method.traits.additive):
+    if not based and not method.traits.independent:
         raise Unsupported(
             f"a change of the method {method.name} depends on the weight that it changes",
             where=site.path,

@@ -42,6 +42,11 @@ class Sized(NamedTuple):
     k: int
 
     @property
+    def sides(self) -> int:
+        """``m + n``."""
+        return self.m + self.n
+
+    @property
     def total(self) -> int:
         """The sum of the ranks."""
         return sum(self.ranks)
@@ -65,28 +70,26 @@ PATHS: Mapping[str, Path] = {
     "G": Path(
         "inner products of the factors",
         "the result is a sum of the changes, so inner products decide all of it",
-        lambda s: 2 * (s.m + s.n) * s.total**2,
-        lambda s: 8 * 2 * (s.m + s.n) * s.total,
+        lambda s: 2 * s.sides * s.total**2,
+        lambda s: 8 * 2 * s.sides * s.total,
     ),
     "C": Path(
         "joint bases",
         "the rule acts on directions, and all of them lie in the joint column and row spaces",
-        lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3 * s.packs,
-        lambda s: (
-            8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2 + s.packs * min(s.total, s.m) * s.n)
-        ),
+        lambda s: 4 * s.sides * s.total**2 + 22 * s.total**3 * s.packs,
+        lambda s: 8 * (3 * s.sides * s.total + 2 * s.packs * s.total**2 + s.packs * min(s.total, s.m) * s.n),
     ),
     "S": Path(
         "scaling of one side",
         "rows or columns are scaled, or a small system is solved, and the factors stay as narrow as they are",
-        lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3,
-        lambda s: 8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2),
+        lambda s: 4 * s.sides * s.total**2 + 22 * s.total**3,
+        lambda s: 8 * (3 * s.sides * s.total + 2 * s.packs * s.total**2),
     ),
     "F": Path(
         "factors one by one",
         "the rule looks at single rows and columns of the factors",
-        lambda s: 4 * (s.m + s.n) * s.total**2,
-        lambda s: 8 * 4 * (s.m + s.n) * s.total,
+        lambda s: 4 * s.sides * s.total**2,
+        lambda s: 8 * 4 * s.sides * s.total,
     ),
     "moment": Path(
         "a system of the size of the inputs",
@@ -98,20 +101,20 @@ PATHS: Mapping[str, Path] = {
         "dense entries, held",
         "the rule looks at every entry, and the site is small enough to be held while it is cut",
         lambda s: 2 * s.m * s.n * (2 * s.total + 10 * s.k),
-        lambda s: 8 * s.m * s.n + 16 * (s.m + s.n) * (s.k + 24),
+        lambda s: 8 * s.m * s.n + 16 * s.sides * (s.k + 24),
     ),
     "streamed": Path(
         "dense entries, in blocks of rows",
         "the rule looks at every entry, and the site is too large to be held: "
         "each pass of the range finder makes the blocks anew",
         lambda s: 2 * s.m * s.n * (5 * s.total + 10 * s.k),
-        lambda s: 16 * (s.m + s.n) * (s.k + 24),
+        lambda s: 16 * s.sides * (s.k + 24),
     ),
     "within": Path(
         "parameters of the packs' own method",
         "the changes add up to one of the method's own, number by number",
-        lambda s: 2 * s.packs * (s.m + s.n),
-        lambda s: 8 * (s.packs + 1) * (s.m + s.n),
+        lambda s: 2 * s.packs * s.sides,
+        lambda s: 8 * (s.packs + 1) * s.sides,
     ),
 }
 """The paths by the class of a rule, by what it reads, or for dense rules by how a site is truncated;
@@ -223,7 +226,7 @@ def _rank(adapter: Adapter, request: CompositionRequest, within: bool, based: bo
     method, site = adapter.method, adapter.site
     if not within:
         require_representable(adapter, based)
-    if "fold" not in method.overrides and method.traits.additive and not method.traits.reads_weight:
+    if "fold" not in method.overrides and method.traits.independent:
         exact = exact_factors(
             method, adapter.config, complete(method, adapter.config, adapter.wide, site), site
         )
@@ -271,8 +274,8 @@ def _group(
             notes.append("the cut leaves something out; how much is measured and written into the lineage")
         if rule.needs != "D" and (rule.reduce or request.cuts):
             notes.append("brought to its rank by the singular values of a core")
-            flops += 8 * (m + n) * sized.total**2 + 22 * sized.total**3
-            peak += 8 * 4 * (m + n) * sized.total
+            flops += 8 * sized.sides * sized.total**2 + 22 * sized.total**3
+            peak += 8 * 4 * sized.sides * sized.total
     return SiteGroup(
         len(paths),
         paths[0],
@@ -298,14 +301,14 @@ def _bound(
     def numbers(rank: int, group: SiteGroup) -> int:
         return group.sites * rank * sum(group.shape)
 
-    factors = 8 * sum(numbers(sum(group.ranks), group) for group in groups)
+    stored = sum(numbers(sum(group.ranks), group) for group in groups)
     results = 2 * 4 * sum(numbers(group.rank, group) for group in groups)
     spectra = 2 * results if request.budget is not None else 0
-    batch = 3 * 4 * min(BATCH, sum(numbers(sum(group.ranks), group) for group in groups)) * 2
+    batch = 3 * 4 * min(BATCH, stored) * 2
     per_thread = workers() * (max((group.bytes for group in groups), default=0) + _BLOCKS)
     whole = (
         3 * sum(value.nbytes for pack in parents for part in pack.full().values() for value in part.values())
         if modules
         else 0
     )
-    return int(factors + results + spectra + batch + per_thread + whole)
+    return int(8 * stored + results + spectra + batch + per_thread + whole)

@@ -182,10 +182,5 @@ def _on_disk(adapter: Adapter) -> bool:
     stored as they are.
     """
     method = adapter.method
-    plain = (
-        method.traits.low_rank
-        and method.traits.additive
-        and not method.traits.reads_weight
-        and "fold" not in method.overrides
-    )
+    plain = method.traits.low_rank and method.traits.independent and "fold" not in method.overrides
     return plain and isinstance(adapter.params, Unread)

@@ -51,7 +51,7 @@ def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[S
             )
         if method.name in but:
             continue
-        if not method.traits.low_rank or not method.traits.additive or method.traits.reads_weight:
+        if not method.traits.low_rank or not method.traits.independent:
             raise Unsupported(
                 f"the format {form} holds low-rank factors, which the method {method.name} is not made of",
                 where=pack.where,

@@ -102,6 +102,11 @@ class Traits:
     """At most one adapter of this method can be active at a time."""
 
     @property
+    def independent(self) -> bool:
+        """Whether the change is added to the weight and does not depend on it."""
+        return self.additive and not self.reads_weight
+
+    @property
     def tied(self) -> bool:
         """Whether the method, when it changes an embedding, also changes the modules tied to it (an output
         head or another embedding that shares its table). A method that replaces values in the table must

@@ -241,9 +241,7 @@ def _require_members(methods: Mapping[str, Method], spots: Sequence[Spot]) -> bo
                 found="its sites share tensors" if method.storage.shared is not None else "it acts alone",
                 remedy="leave it out of the tree, or merge it",
             )
-    added = {
-        name: method.traits.additive and not method.traits.reads_weight for name, method in methods.items()
-    }
+    added = {name: method.traits.independent for name, method in methods.items()}
     # A kind that cannot evaluate functions takes additive members, and a router of these those of low rank.
     joining = [spot.kind for spot in spots if spot.kind.evaluate is None]
     routed = any(kind.routes for kind in joining)

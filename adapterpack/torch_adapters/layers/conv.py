@@ -24,14 +24,8 @@ _CONVOLVE: tuple[Callable[..., Tensor], ...] = (
 
 def _is_thin(method: Method) -> bool:
     """Whether a method is nothing but a low-rank change that does not depend on the base's weight."""
-    traits = method.traits
-    return (
-        traits.additive
-        and traits.low_rank
-        and not traits.reads_weight
-        and "forward" not in method.overrides
-        and "fold" not in method.overrides
-    )
+    plain = method.traits.independent and method.traits.low_rank
+    return plain and method.overrides.keys().isdisjoint({"forward", "fold"})
 
 
 class AdaptedConv(AdaptedLayer):
