@@ -173,11 +173,9 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
         )
 
 
-def train_one(
-    config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = ()
-) -> tuple[Pack, Any]:
+def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack, Any]:
     """Trains one adapter and writes its pack; returns the pack and the model with the adapter active."""
-    done = train_adapter(on_own_base(config), progress, rewards)
+    done = train_adapter(on_own_base(config), progress, ())
     return write_pack(done), done.ready.model
 
 

@@ -169,9 +169,7 @@ def _blocks(weight: Weight, stored: QuantizedRows, span: CodeSpan) -> Blocks:
     group = np.arange(-(-columns // block)) * block // grid.groups.width
 
     def spread(by_group: np.ndarray) -> np.ndarray:
-        by_row = (
-            by_group if grid.groups.height == 1 else np.repeat(by_group, grid.groups.height, axis=0)[: len(q)]
-        )
+        by_row = np.repeat(by_group, grid.groups.height, axis=0)[: len(q)]
         return np.ascontiguousarray(by_row[:, group], dtype=np.float32)
 
     scale = spread(stored.scale) * np.float32(span.unit)
