@@ -6,7 +6,7 @@
 # make night  an hour of random trials: kills, changed files, graphs; what fails is printed with its seed
 # make guide  the generated pages of the guide, and the site
 # make soak   half an hour of everything at once on a server
-.PHONY: all lint types test fast measure long fuzz night soak golden guide demo bench
+.PHONY: all lint types test fast measure long fuzz failing night soak golden guide demo bench
 
 all: lint types test
 
@@ -31,6 +31,9 @@ long:
 
 fuzz:
 	python tests/fuzz/fuzz.py --seconds 600 --findings fuzz-findings
+
+failing:
+	python tests/failing/failing_writes.py
 
 night:
 	python tests/night/night.py --seconds $(or $(SECONDS),3600) --findings night-findings

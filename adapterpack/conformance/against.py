@@ -65,8 +65,10 @@ _OFF_EXACTLY, _OFF = 0.02, 0.1
 """How far the change may be off, relative to the adapter's effect, of a float32 target and of others.
 Measured at strong adapters: 0.007 and 0.07, since what an adapter changes is rounded anew.
 """
-_AMPLIFIED = 2.5
+_AMPLIFIED = 3.0
 """How many times the rounding of the base's answers the change may be off: the most measured is 2.3."""
+_ENOUGH = 6
+"""How many answers more than rows tell one effect from another: the mean of a row says nothing."""
 _TELLING = 0.5
 """Beyond this share of the effect, one effect cannot be told from another."""
 
@@ -223,21 +225,19 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Conclusio
     evidence = (
         f"{off if errors else 'it was asked with the adapter only'}, and {short}, at {len(shown)} tokens"
     )
-    if exact and least <= told:
+    if _rms(shown) <= (_OFF_EXACTLY * strength if errors else told):
+        return Conclusion((*findings, NO_EFFECT.at(where, "the adapter has no effect")), (), evidence)
+    if least <= min(told, _TELLING * strength):
         return Conclusion(findings, (), evidence)
+    if least <= told or len(shown) - len(rows) < _ENOUGH:
+        doubt = f"whether the adapter acts as it should: {short}, which rounding may explain"
+        return Conclusion(findings, (doubt,), evidence)
     times = float(shown @ effect / (effect @ effect))
     guesses = [(_rms(shown - times * effect), f"{times:.2g} times as strong")]
     guesses += [(_rms(shown - _changes(rows, one, exact)[1]), sentence) for sentence, one in faults]
     nearest, sentence = min(guesses)
-    if _rms(shown) <= (_OFF_EXACTLY * strength if errors else told):
-        wrong = NO_EFFECT.at(where, "the adapter has no effect")
-    elif nearest <= min(told, least / 2, _TELLING * _rms(shown)):
+    if nearest <= min(told, least / 2, _TELLING * _rms(shown)):
         wrong = PARTLY.at(where, f"the adapter acts, but {sentence}")
-    elif least <= min(told, _TELLING * strength):
-        return Conclusion(findings, (), evidence)
-    elif told > _TELLING * strength:
-        doubt = f"whether the adapter acts as it should: {short}, and the target rounds as much"
-        return Conclusion(findings, (doubt,), evidence)
     else:
         wrong = OTHER.at(where, f"the adapter acts, but not as this pack does: {short}")
     return Conclusion((*findings, wrong), (), evidence)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -19,12 +20,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+TOKEN = "hf_writerwriterwriterwriter"
 State = dict[str, str]
 """The digest of each file below a folder, by path."""
 
@@ -50,11 +54,14 @@ def trials() -> Iterator[Trial]:
         "compose", ("compose", "made/packs/alpha", "made/packs/beta", "-o", "out", "--rule", "linear"), "out"
     )
     yield Trial("quantize", ("quantize", "made/packs/alpha", "-o", "out", "--scheme", "int8"), "out")
-    yield Trial("compress", ("compress", "made/packs/alpha", "made/packs/beta", "-o", "out", "--basis", "2"), "out")
+    yield Trial(
+        "compress", ("compress", "made/packs/alpha", "made/packs/beta", "-o", "out", "--basis", "2"), "out"
+    )
     yield Trial("export", ("export", "made/base", "made/packs/alpha", "-o", "out", "--mode", "bank"), "out")
     yield Trial("gguf", ("convert", "made/packs/alpha", "-o", "out.gguf", "--base", "made/base"), "out.gguf")
     yield Trial("sign", ("sign", "out", "--key", "made/key.pem"), "out", prepare=_copy_pack)
     yield Trial("inspect", ("inspect", "made/packs/alpha", "--html", "out.html"), "out.html")
+    yield Trial("pull", ("pull", "hf://org/alpha", "-o", "out"), "out", kept=("adapterpack.lock",))
     train = ("train", "made/train.yaml")
     yield Trial("train", train, "out", again=train, kept=("out.checkpoints",))
 
@@ -81,7 +88,12 @@ def run(trial: Trial, made: Path, preload: Path, fail_at: int, scratch: Path) ->
         before = state_of(work)
         count = work.parent / "count"
         count.touch()
-        failing = {"FAIL_BELOW": str(work), "FAIL_AT": str(fail_at), "FAIL_COUNT": str(count), "LD_PRELOAD": str(preload)}
+        failing = {
+            "FAIL_BELOW": str(work),
+            "FAIL_AT": str(fail_at),
+            "FAIL_COUNT": str(count),
+            "LD_PRELOAD": str(preload),
+        }
         ended = _command(trial.arguments, work, failing)
         calls, after = count.stat().st_size, state_of(work)
         whole = WHOLE.get(trial.name)
@@ -92,11 +104,17 @@ def run(trial: Trial, made: Path, preload: Path, fail_at: int, scratch: Path) ->
         said = ended.stderr.strip().splitlines()[-1:] or [""]
         if ended.returncode == 0 and _output(after, trial) != whole:
             wrong.append("it says nothing, and the output is another")
-        if ended.returncode and ("Traceback" in ended.stderr or not said[0].startswith(("Error: ", "error: "))):
+        if ended.returncode and (
+            "Traceback" in ended.stderr or not said[0].startswith(("Error: ", "error: "))
+        ):
             wrong.append(f"its last words: {said[0][:200]}")
         if ended.returncode and _output(after, trial) not in ({}, _output(before, trial), whole):
             wrong.append("a part of the output is there")
-        left = {path for path in after if path not in before and not _is_in(path, (trial.output, *trial.kept))}
+        left = {
+            path
+            for path in after
+            if path not in before and not _is_in(path, (trial.output, "cache", *trial.kept))
+        }
         if left:
             wrong.append(f"left behind: {', '.join(sorted(left)[:3])}")
         if ended.returncode and trial.again and _output(after, trial) != whole:
@@ -109,11 +127,16 @@ def run(trial: Trial, made: Path, preload: Path, fail_at: int, scratch: Path) ->
 WHOLE: dict[str, State] = {}
 
 
-def _command(arguments: Sequence[str], work: Path, failing: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _command(
+    arguments: Sequence[str], work: Path, failing: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         **failing,
-        "ADAPTERPACK_CACHE": str(work.parent / "cache"),
+        "ADAPTERPACK_CACHE": str(work / "cache"),
+        "HF_HOME": str(work.parent / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "SOURCE_DATE_EPOCH": "1700000000",
@@ -167,10 +190,52 @@ def try_all(names: Sequence[str], made: Path, most: int | None, jobs: int, scrat
         wrong += first
         places = chosen(calls, most)
         with ThreadPoolExecutor(jobs) as pool:
-            found = [one for _, some in pool.map(lambda at: run(trial, made, preload, at, scratch), places) for one in some]
-        print(f"{trial.name}: {calls} calls, {len(places)} of them failed, {len(found)} times wrong", *found, sep="\n  ")
+            found = [
+                one
+                for _, some in pool.map(partial(run, trial, made, preload, scratch=scratch), places)
+                for one in some
+            ]
+        print(
+            f"{trial.name}: {calls} calls, {len(places)} of them failed, {len(found)} times wrong",
+            *found,
+            sep="\n  ",
+        )
         wrong += found
     return wrong
+
+
+@contextmanager
+def hub_with(pack: Path, folder: Path) -> Iterator[None]:
+    """A hub that has a pack, while the block lasts; commands find it by the environment."""
+    (folder / "tokens").write_text(f"writer write {TOKEN}\n")
+    (folder / "tokens").chmod(0o600)
+    command = [
+        sys.executable,
+        "-m",
+        "adapterpack",
+        "hub",
+        "serve",
+        "hub",
+        "--port",
+        "0",
+        "--tokens",
+        "tokens",
+        "--json",
+    ]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as hub:
+        try:
+            assert hub.stdout is not None
+            os.environ["HF_ENDPOINT"] = json.loads(hub.stdout.readline())["address"]
+            os.environ["HF_HUB_OFFLINE"] = "0"
+            pushed = _command(
+                ("push", str(pack), "hf://org/alpha", "--base-model", "org/base", "--license", "mit"),
+                folder / "work",
+                {},
+            )
+            assert pushed.returncode == 0, pushed.stderr
+            yield
+        finally:
+            hub.terminate()
 
 
 def make(folder: Path) -> Path:
@@ -205,7 +270,7 @@ def make(folder: Path) -> Path:
     (folder / "peft").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(folder / "packs/alpha" / name, folder / "peft")
-    (folder / "rows.jsonl").write_text("".join('{"text": "w%d w%d w3"}\n' % (n, n + 1) for n in range(8)))
+    (folder / "rows.jsonl").write_text("".join(f'{{"text": "w{n} w{n + 1} w3"}}\n' for n in range(8)))
     key = ec.generate_private_key(ec.SECP256R1())
     (folder / "key.pem").write_bytes(
         key.private_bytes(
@@ -236,7 +301,10 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        return bool(try_all(args.commands, make(scratch / "made"), args.most, args.jobs, scratch))
+        made = make(scratch / "made")
+        (scratch / "work").mkdir()
+        with hub_with(made / "packs/alpha", scratch):
+            return bool(try_all(args.commands, made, args.most, args.jobs, scratch))
 
 
 if __name__ == "__main__":

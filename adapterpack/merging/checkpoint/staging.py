@@ -106,7 +106,12 @@ def open_staging(
             )
         out.parent.mkdir(parents=True, exist_ok=True)
         claim_folder(folder)
-        journal = open_journal(folder)
+        try:
+            journal = open_journal(folder)
+        except OSError:  # a full disk; while another process works here, it is a StorageError
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         try:  # never resumes work that was computed from another base
             with keep_or_remove(folder, lambda error: keep and not isinstance(error, ChangedError)):
                 yield journal
