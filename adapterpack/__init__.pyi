@@ -60,6 +60,7 @@ from .artifacts import sign as sign
 from .artifacts import validate as validate
 from .artifacts import verify as verify
 from .auditing.audit import audit as audit
+from .bill_of_materials import bom as bom
 from .cli.commands.completion import completion as completion
 from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize

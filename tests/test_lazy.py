@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterpack.adapter_methods import Site, methods
@@ -44,6 +44,8 @@ def standard(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+# a machine that others keep busy draws slowly
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES)
 def test_the_canonical_text_is_that_of_the_standard_encoder(value: Any) -> None:
     """The same bytes, or an error where that has one: for NaN, halves of characters, keys without an

@@ -35,6 +35,7 @@ COMMANDS = {
     "validate": "check a pack, a bundle or an adapter, and say what was not checked",
     "inspect": "show what an artifact is, which base it fits, and what it changes",
     "sign": "sign a pack, a fleet or a bundle",
+    "bom": "list what a pack or a bundle is made of, as CycloneDX or SPDX",
     "verify": "check who signed a pack, a fleet or a bundle",
     "merge": "fold packs into a checkpoint, a GGUF file or an ONNX graph",
     "unmerge": "get the base back from a merged checkpoint",
