@@ -27,7 +27,7 @@ from ..output import print_json, print_line
 )
 @common_options
 def command(path: str, out: str | None, form: str, as_json: bool) -> None:
-    """Writes what a pack or a bundle is made of as a bill of materials: files with digests, base, packs, data
+    """Lists what a pack or a bundle is made of as a bill of materials: files with digests, base, packs, data
     and parents.
 
     \b
