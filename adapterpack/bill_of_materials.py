@@ -55,7 +55,8 @@ def bom(path: StrPath, form: str = "cyclonedx") -> dict[str, Any]:
     """Lists what a pack or a bundle is made of as a bill of materials: files with digests, base, packs, data
     and parents.
 
-    ``form`` is ``cyclonedx`` (1.6) or ``spdx`` (2.3); the document is a value of JSON. A pack is verified on the way; what it says of its data, parents and license are claims of its author.
+    ``form`` is ``cyclonedx`` (1.6) or ``spdx`` (2.3); the document is a value of JSON. A pack is verified on
+    the way; what it says of its data, parents and license are claims of its author.
 
     Raises:
         ConfigError: there is no such form.

@@ -221,15 +221,20 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Conclusio
     shown, effect = _changes(rows, [row.pack for row in rows], exact)
     strength, least = _rms(effect), _rms(shown - effect)
     told = max((_OFF_EXACTLY if exact else _OFF) * strength, _AMPLIFIED * rounds)
+    moved = _rms(_changes(rows, [row.pack for row in rows], True)[0]) if errors else _rms(shown)
+    base = off if errors else "it was asked with the adapter only"
+    if moved <= (_OFF_EXACTLY * max(strength, rounds) if errors else told):
+        return Conclusion((*findings, NO_EFFECT.at(where, "the adapter has no effect")), (), base)
+    if len(shown) - len(rows) < _ENOUGH:
+        doubt = (
+            "whether the adapter acts as it should: too few logits are recorded both with it and without, "
+        )
+        return Conclusion(findings, (doubt + "for a target that rounds; give the base (--base)",), base)
     short = f"its change is {_percent(least / strength)} of the adapter's effect off"
-    evidence = (
-        f"{off if errors else 'it was asked with the adapter only'}, and {short}, at {len(shown)} tokens"
-    )
-    if _rms(shown) <= (_OFF_EXACTLY * strength if errors else told):
-        return Conclusion((*findings, NO_EFFECT.at(where, "the adapter has no effect")), (), evidence)
+    evidence = f"{base}, and {short}, at {len(shown)} tokens"
     if least <= min(told, _TELLING * strength):
         return Conclusion(findings, (), evidence)
-    if least <= told or len(shown) - len(rows) < _ENOUGH:
+    if least <= told:
         doubt = f"whether the adapter acts as it should: {short}, which rounding may explain"
         return Conclusion(findings, (doubt,), evidence)
     times = float(shown @ effect / (effect @ effect))
