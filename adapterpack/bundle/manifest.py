@@ -165,7 +165,7 @@ class BundledAdapter:
     labels: Labels | None = None
 
 
-class BundleFile(FileEntry, frozen=True):
+class BundleFile(FileEntry):
     """One file of a bundle."""
 
     path: FilePath

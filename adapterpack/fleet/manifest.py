@@ -37,7 +37,7 @@ Rank = Annotated[int, Meta(ge=1, le=65_536)]
 Index = Annotated[int, Meta(ge=0, le=50_000)]
 
 
-class FleetSite(StrictStruct, frozen=True):
+class FleetSite(StrictStruct):
     """A module that members change: its place, its kind and widths, and the tensor of the base behind it."""
 
     path: structs.Path
@@ -48,7 +48,7 @@ class FleetSite(StrictStruct, frozen=True):
     weight: Annotated[str, Meta(min_length=1, max_length=512)] | None
 
 
-class Whole(StrictStruct, frozen=True):
+class Whole(StrictStruct):
     """A parameter of a module that a member has trained whole."""
 
     path: structs.Path
@@ -58,7 +58,7 @@ class Whole(StrictStruct, frozen=True):
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 33)], ...], Meta(max_length=8)]
 
 
-class Member(StrictStruct, frozen=True):
+class Member(StrictStruct):
     """One adapter: what it is called, the pack that it was made from, and how far its change is from that
     pack's.
 
@@ -87,7 +87,7 @@ class Member(StrictStruct, frozen=True):
             yield Misfit("/ranks", "a member has ranks of its own exactly where it is in no cluster")
 
 
-class FleetManifest(StrictStruct, frozen=True, dict=True):
+class FleetManifest(StrictStruct, dict=True):
     """The whole manifest. ``rank`` is that of the bases, or the width of a site where that is less;
     ``error_budget`` the relative error above which a member keeps its own factors, None for no bound.
     """

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ..errors import FormatError, storage_errors
 from ..io import (
+    ClosedStruct,
     Misfit,
-    StrictStruct,
     cache_folder,
     hold_lock,
     output_file,
@@ -26,7 +26,7 @@ _FORMAT: Literal["adapterpack.lock"] = "adapterpack.lock"
 _MAX_BYTES = 16 << 20
 
 
-class PinnedArtifact(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class PinnedArtifact(ClosedStruct):
     """The pin of a reference: its commit, the kind of artifact, and the digest of its manifest."""
 
     commit: Commit
@@ -34,7 +34,7 @@ class PinnedArtifact(StrictStruct, frozen=True, forbid_unknown_fields=True):
     id: Sha256
 
 
-class LockedPins(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class LockedPins(ClosedStruct):
     """The content of a lock file."""
 
     format: Literal["adapterpack.lock"]

@@ -42,6 +42,8 @@ from .streamed_tensors import Streamed as Streamed
 from .threads import in_order as in_order
 from .threads import one_thread_each as one_thread_each
 from .threads import workers as workers
+from .typed_json import ClosedStruct as ClosedStruct
+from .typed_json import FrozenStruct as FrozenStruct
 from .typed_json import Misfit as Misfit
 from .typed_json import NonNegative as NonNegative
 from .typed_json import PositiveWhole as PositiveWhole

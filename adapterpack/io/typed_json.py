@@ -26,7 +26,12 @@ class Misfit(NamedTuple):
     message: str
 
 
-class StrictStruct(msgspec.Struct, frozen=True):
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
+class FrozenStruct(msgspec.Struct, frozen=True):
+    """A struct whose values do not change, as those of all classes that are derived from it."""
+
+
+class StrictStruct(FrozenStruct):
     """An object of a file format. Reading one takes every field and no other, whatever has a default in
     Python; so does a dataclass.
     """
@@ -36,13 +41,17 @@ class StrictStruct(msgspec.Struct, frozen=True):
         return iter(())
 
 
+class ClosedStruct(StrictStruct, forbid_unknown_fields=True):
+    """An object of a request or of a file that people write: a field that it does not have is an error."""
+
+
 def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
     """Converts a value of a strict JSON reader to a struct; returns the struct, or the first misfit.
 
     ``newer`` ignores unknown fields, which a later version of the format may have added.
 
     Example:
-        >>> class Size(StrictStruct, frozen=True):
+        >>> class Size(StrictStruct):
         ...     width: typing.Annotated[int, msgspec.Meta(ge=1)] = 1
         >>> read({"width": 3}, Size), read({"width": 0}, Size)
         (Size(width=3), Misfit(pointer='/width', message='expected `int` >= 1, found 0'))

@@ -92,7 +92,7 @@ _FIRST_SEALED = 4
 """The first minor version whose manifests contain a digest of themselves."""
 
 
-class Manifest(StrictStruct, frozen=True, dict=True):
+class Manifest(StrictStruct, dict=True):
     """The whole manifest. ``training``, ``metrics``, the licenses and what ``pack`` says are claimed, not
     verifiable.
 

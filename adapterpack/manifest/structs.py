@@ -75,7 +75,7 @@ def too_large(value: Any, pointer: str, largest: float) -> Iterator[Misfit]:
             yield from too_large(item, f"{pointer}/{escape_key(key)}", largest)
 
 
-class PackInfo(StrictStruct, frozen=True):
+class PackInfo(StrictStruct):
     """Names and claims about the pack itself; ``created`` is RFC 3339."""
 
     name: PackName
@@ -95,14 +95,14 @@ class PackInfo(StrictStruct, frozen=True):
     ) = None
 
 
-class MethodRef(StrictStruct, frozen=True):
+class MethodRef(StrictStruct):
     """Which method made the tensors."""
 
     type: Identifier
     spec_version: SpecVersion = 1
 
 
-class PackTask(StrictStruct, frozen=True):
+class PackTask(StrictStruct):
     """What the adapted model does: the Hugging Face pipeline name, the model class, and the labels in
     order.
     """
@@ -122,7 +122,7 @@ class PackTask(StrictStruct, frozen=True):
         return find_duplicates(self.labels, "/labels")
 
 
-class Dims(StrictStruct, frozen=True):
+class Dims(StrictStruct):
     """The sizes of a base: width of the hidden state, number of layers and of attention heads, entries of the
     vocabulary.
     """
@@ -133,7 +133,7 @@ class Dims(StrictStruct, frozen=True):
     vocab: Width | None = None
 
 
-class Variant(StrictStruct, frozen=True):
+class Variant(StrictStruct):
     """Another form of the same base for which the pack is meant: how it differs, its digests, and whether it
     was tried.
     """
@@ -144,7 +144,7 @@ class Variant(StrictStruct, frozen=True):
     tested: bool = False
 
 
-class Base(StrictStruct, frozen=True):
+class Base(StrictStruct):
     """The model that the pack belongs to: name, commit, architecture and sizes are hints, the digests are its
     identity.
 
@@ -164,7 +164,7 @@ class Base(StrictStruct, frozen=True):
     variants: Annotated[tuple[Variant, ...], Meta(max_length=64)] = ()
 
 
-class Group(StrictStruct, frozen=True):
+class Group(StrictStruct):
     """One module that the pack changes. ``role`` is ``adapter``, or ``full`` for a module that was trained
     whole; the one group of role ``shared`` is no module and holds what all adapters of the pack have in
     common. A width may be unknown (None).
@@ -192,7 +192,7 @@ class Group(StrictStruct, frozen=True):
         return too_large(self.config, "/config", LARGEST_SETTING)
 
 
-class TensorEntry(StrictStruct, frozen=True):
+class TensorEntry(StrictStruct):
     """One tensor: where it is, what it is, and the proof of its bytes. ``scales`` names the int8 tensor's
     scales.
     """
@@ -206,7 +206,7 @@ class TensorEntry(StrictStruct, frozen=True):
     scales: Path | None = None
 
 
-class FileEntry(StrictStruct, frozen=True):
+class FileEntry(StrictStruct):
     """One file of a closed list."""
 
     path: str
@@ -215,14 +215,14 @@ class FileEntry(StrictStruct, frozen=True):
     role: str
 
 
-class PackFile(FileEntry, frozen=True):
+class PackFile(FileEntry):
     """One file of a pack."""
 
     path: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")]
     role: Annotated[str, Meta(pattern=r"^(tensors|peft_config|chat_template)\Z")]
 
 
-class Parent(StrictStruct, frozen=True):
+class Parent(StrictStruct):
     """A pack that this one was made from, by digest; ``repo`` and ``commit`` say where it was found."""
 
     digest: Sha256
@@ -232,7 +232,7 @@ class Parent(StrictStruct, frozen=True):
     commit: Commit | None = None
 
 
-class Lineage(StrictStruct, frozen=True):
+class Lineage(StrictStruct):
     """The operation that made this pack from its parents, with every parameter.
 
     ``tool`` is name and version; ``source_format`` what a converted pack was before; ``ancestors`` the
@@ -260,7 +260,7 @@ class Lineage(StrictStruct, frozen=True):
             yield from find_duplicates(parents, f"/ancestors/{digest}")
 
 
-class PackTokenizer(StrictStruct, frozen=True):
+class PackTokenizer(StrictStruct):
     """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat
     template, as hex.
 
@@ -272,7 +272,7 @@ class PackTokenizer(StrictStruct, frozen=True):
     chat_template: TokenizerDigest | None = None
 
 
-class BaseQuantization(StrictStruct, frozen=True):
+class BaseQuantization(StrictStruct):
     """How the base was quantized while the adapter was trained on it, for instance ``nf4`` and its
     parameters.
     """
@@ -285,14 +285,14 @@ class BaseQuantization(StrictStruct, frozen=True):
         return too_large(self.params, "/params", LARGEST_CLAIM)
 
 
-class Run(StrictStruct, frozen=True):
+class Run(StrictStruct):
     """Directions of a packed matrix that follow each other in one code."""
 
     count: Width
     code: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]{0,15}\Z")]
 
 
-class Packed(StrictStruct, frozen=True):
+class Packed(StrictStruct):
     """How the bytes of a tensor stand for a matrix of this ``shape`` (what is behind its second axis counts
     as columns).
 
@@ -338,26 +338,26 @@ class Safety(TypedDict):
     requires_remote_code: Annotated[bool, Meta(extra_json_schema={"const": False})]
 
 
-class Recipe(StrictStruct, frozen=True):
+class Recipe(StrictStruct):
     """Inputs by recipe: the seed of their numbers and their shape."""
 
     seed: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
     shape: tuple[int, ...]
 
 
-class Pixels(Recipe, frozen=True):
+class Pixels(Recipe):
     """Images by recipe: ``(images, channels, height, width)``."""
 
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=2048)], ...], Meta(min_length=4, max_length=4)]
 
 
-class Features(Recipe, frozen=True):
+class Features(Recipe):
     """Speech by recipe: ``(rows, bands, frames)``."""
 
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=3, max_length=3)]
 
 
-class CompositionMember(StrictStruct, frozen=True):
+class CompositionMember(StrictStruct):
     """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and
     its method.
     """
@@ -368,7 +368,7 @@ class CompositionMember(StrictStruct, frozen=True):
     spec_version: SpecVersion = 1
 
 
-class Composition(StrictStruct, frozen=True):
+class Composition(StrictStruct):
     """How the adapters in a composed pack work together: a tree over their names (``adapter_methods/nodes``),
     as JSON values.
 
@@ -396,7 +396,7 @@ class TopLogits(TypedDict):
     ]
 
 
-class Canary(StrictStruct, frozen=True):
+class Canary(StrictStruct):
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
     ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
 from ..http.http_error import HTTPError
-from ..io import StrictStruct
+from ..io import ClosedStruct, FrozenStruct
 from .adapters.adapter_control import Refusal, ServedAdapter
 from .observability.audit import Record
 from .openapi import document
@@ -24,7 +24,7 @@ from .routes import health, metrics, ready
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-class LoadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class LoadRequest(ClosedStruct):
     """The pack to load, and its name for requests.
 
     Attributes:
@@ -39,13 +39,13 @@ class LoadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
     load_inplace: bool = False
 
 
-class UnloadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class UnloadRequest(ClosedStruct):
     """The adapter to unload."""
 
     lora_name: _Name
 
 
-class AdapterCard(Struct, frozen=True):
+class AdapterCard(FrozenStruct):
     """An adapter: its digest; its generation, which counts the packs that have had its name; its source,
     which is a folder name or an entry of a lock file; and when it was loaded.
     """
@@ -57,7 +57,7 @@ class AdapterCard(Struct, frozen=True):
     loaded: datetime
 
 
-class RefusalCard(Struct, frozen=True):
+class RefusalCard(FrozenStruct):
     """A watched pack that was not loaded: its folder name or entry in a lock file, the code of the reason, a
     message, and the time.
     """
@@ -73,7 +73,7 @@ class RefusalCard(Struct, frozen=True):
         return cls(refusal.place.name, refusal.reason, message, refusal.time)
 
 
-class AdapterList(Struct, frozen=True):
+class AdapterList(FrozenStruct):
     """The adapters that requests may name, and the packs that were refused."""
 
     adapters: list[AdapterCard]

@@ -11,9 +11,10 @@ import asyncio
 from datetime import datetime
 from typing import Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from ..io import FrozenStruct
 from ..version import VERSION
 from .adapters.adapter_control import Facts
 from .admin import RefusalCard
@@ -22,7 +23,7 @@ from .route import RequestContext, RouteSpec, State, json_response
 from .tenants.keys import EVERYBODY, Key
 
 
-class ServerStatus(Struct, frozen=True, kw_only=True):
+class ServerStatus(FrozenStruct, kw_only=True):
     """The state of a server, and the traffic of the key, or of all keys for an operator.
 
     Attributes:
@@ -47,7 +48,7 @@ class ServerStatus(Struct, frozen=True, kw_only=True):
     engine: dict[str, float] | UnsetType = UNSET
 
 
-class ModelStatus(Struct, frozen=True, kw_only=True):
+class ModelStatus(FrozenStruct, kw_only=True):
     """A model: the base (``adapter`` is null), or an adapter with its generation, load time and pack.
 
     ``headless`` says that the head which its answers need was never trained. ``resident`` says whether its
@@ -64,7 +65,7 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     resident: bool | UnsetType = UNSET
 
 
-class ModelStatusList(Struct, frozen=True):
+class ModelStatusList(FrozenStruct):
     """The base and the adapters that the key may name; for an operator all of them, and the packs that were
     refused.
     """

@@ -24,7 +24,7 @@ import msgspec
 
 from ...errors import OutputExists, StorageError, storage_errors
 from ...http.http_error import HTTPError, bad_request
-from ...io import blobs, hold_lock, output_file, output_folder, own_folder, strict_json
+from ...io import FrozenStruct, blobs, hold_lock, output_file, output_folder, own_folder, strict_json
 from ...paths import StrPath
 from ..transport import names
 from .trees import MAX_FILES, Entry, Page, Tree
@@ -58,7 +58,7 @@ class Commit:
         return hashlib.sha1(self.to_bytes(), usedforsecurity=False).hexdigest()
 
 
-class Settings(msgspec.Struct, frozen=True):
+class Settings(FrozenStruct):
     """The visibility of a repository, and when it was ``created``.
 
     ``private``: only holders of a token see it. ``gated`` ("auto", "manual" or False): everyone sees it, but

@@ -10,12 +10,14 @@ from functools import cached_property
 
 import msgspec
 
+from ...io import FrozenStruct
+
 PAGE_FILES = 1000
 MAX_FILES = 100_000
 _AFTER_SLASH = chr(ord("/") + 1)
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(FrozenStruct):
     """One file of a tree: its bytes, SHA-256 and git blob id (hex), and whether it is listed as a
     large file.
     """
@@ -26,7 +28,7 @@ class Entry(msgspec.Struct, frozen=True):
     lfs: bool
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(FrozenStruct):
     """A page with the files from the path ``first`` on: a blob with this SHA-256, as JSON of path
     -> entry.
     """

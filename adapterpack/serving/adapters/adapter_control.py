@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
-
 from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
+from ...io import FrozenStruct
 from ...pack import Pack
 from ...pack.text_profile import TextIndex, TextProfile
 from ...pack.trust.sign import Signers
@@ -33,7 +32,7 @@ class NameTaken(ConfigError):
     code = "name-taken"
 
 
-class Facts(Struct, frozen=True):
+class Facts(FrozenStruct):
     """A summary of a pack: its method, the smallest and largest rank of its sites, the number of sites, their
     modules, and its bytes.
     """

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ...io import Misfit, PositiveWhole, StrictStruct, breaches_inside
+from ...io import ClosedStruct, Misfit, PositiveWhole, breaches_inside
 from ..openai.requests import (
     CacheSalt,
     ChatRequest,
@@ -41,7 +41,7 @@ _NEEDED = {
 }
 
 
-class ImageSource(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class ImageSource(ClosedStruct):
     """An image in base64; no address is fetched."""
 
     type: Annotated[Literal["base64"], Meta(extra={"otherwise": "no address is fetched"})]
@@ -54,7 +54,7 @@ class ImageSource(StrictStruct, frozen=True, forbid_unknown_fields=True):
         return MessagePart("image_url", None, ImageUrl(f"data:{self.media_type};base64,{self.data}"))
 
 
-class ContentBlock(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class ContentBlock(ClosedStruct):
     """A block of a message: a text, an image, a call of a tool, or its result. Blocks of thinking come from
     other servers, and are left out.
     """
@@ -92,7 +92,7 @@ class ContentBlock(StrictStruct, frozen=True, forbid_unknown_fields=True):
         return InputCall(self.id or "", "function", CalledFunction(self.name or "", json.dumps(self.input)))
 
 
-class InputMessage(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class InputMessage(ClosedStruct):
     """One message of a conversation."""
 
     role: Literal["user", "assistant", "system"]
@@ -127,7 +127,7 @@ def _parts(content: str | Sequence[ContentBlock]) -> str | list[MessagePart]:
     ]
 
 
-class MessageTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class MessageTool(ClosedStruct):
     """A function that the model may call."""
 
     name: Name
@@ -138,7 +138,7 @@ class MessageTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
     cache_control: dict[str, Any] | None = None  # without an effect
 
 
-class MessageToolChoice(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class MessageToolChoice(ClosedStruct):
     """Whether the model may, must, or must not call a tool."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -146,7 +146,7 @@ class MessageToolChoice(StrictStruct, frozen=True, forbid_unknown_fields=True):
     disable_parallel_tool_use: bool | None = None
 
 
-class Thinking(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Thinking(ClosedStruct):
     """Whether the model is to think, for chat templates that read ``enable_thinking``."""
 
     type: Literal["enabled", "disabled", "adaptive"]
@@ -155,21 +155,21 @@ class Thinking(StrictStruct, frozen=True, forbid_unknown_fields=True):
     display: str | None = None
 
 
-class OutputFormat(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class OutputFormat(ClosedStruct):
     """An answer that matches a JSON schema."""
 
     type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
-class OutputConfig(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class OutputConfig(ClosedStruct):
     """The form of the answer, and the effort, for chat templates that read ``reasoning_effort``."""
 
     format: OutputFormat | None = None
     effort: str | None = None
 
 
-class MessagesPrompt(ClientRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MessagesPrompt(ClientRequest, kw_only=True):
     """``POST /v1/messages/count_tokens``: a conversation."""
 
     model: str
@@ -227,7 +227,7 @@ class MessagesPrompt(ClientRequest, frozen=True, kw_only=True, forbid_unknown_fi
         return self._chat()
 
 
-class MessagesRequest(MessagesPrompt, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MessagesRequest(MessagesPrompt, kw_only=True):
     """``POST /v1/messages``: a conversation to answer."""
 
     max_tokens: PositiveWhole

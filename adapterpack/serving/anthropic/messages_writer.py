@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ...http.http_error import HTTPError
+from ...io import FrozenStruct
 from ...runtime import CallReader, SampledToken
 from ..openai.answers import Provenance, Usage
 from ..openai.errors import ErrorForm
@@ -35,7 +36,7 @@ _ERRORS = {
 _REASONS = {"tool_calls": "tool_use", "length": "max_tokens"}
 
 
-class MessageErrorDetails(msgspec.Struct, frozen=True):
+class MessageErrorDetails(FrozenStruct):
     """An error: its type, a sentence, the field at fault, and a stable code for programs."""
 
     type: str
@@ -44,7 +45,7 @@ class MessageErrorDetails(msgspec.Struct, frozen=True):
     code: str
 
 
-class MessageError(msgspec.Struct, frozen=True):
+class MessageError(FrozenStruct):
     """The body of every error response, and the last event of a stream that fails."""
 
     error: MessageErrorDetails
@@ -59,14 +60,14 @@ def _error(refused: HTTPError) -> MessageError:
 ANTHROPIC = ErrorForm(MessageError, _error)
 
 
-class MessageText(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
+class MessageText(FrozenStruct, tag="text", tag_field="type"):
     """A text of the model."""
 
     text: str
     citations: None = None
 
 
-class MessageCall(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type"):
+class MessageCall(FrozenStruct, tag="tool_use", tag_field="type"):
     """A call of a tool. In a stream its input comes in pieces of JSON after it."""
 
     id: str
@@ -74,7 +75,7 @@ class MessageCall(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type")
     input: dict[str, Any]
 
 
-class MessageUsage(msgspec.Struct, frozen=True):
+class MessageUsage(FrozenStruct):
     """The token counts: prompt tokens that had to be read, those that were known, and the answer's."""
 
     input_tokens: int
@@ -89,13 +90,13 @@ class MessageUsage(msgspec.Struct, frozen=True):
         return cls(usage.prompt_tokens - known, usage.completion_tokens, known)
 
 
-class TokensCount(msgspec.Struct, frozen=True):
+class TokensCount(FrozenStruct):
     """The response of ``/v1/messages/count_tokens``."""
 
     input_tokens: int
 
 
-class MessageAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class MessageAnswer(FrozenStruct, kw_only=True):
     """The response of ``/v1/messages``."""
 
     id: str
@@ -109,7 +110,7 @@ class MessageAnswer(msgspec.Struct, frozen=True, kw_only=True):
     adapterpack: Provenance
 
 
-class MessageDelta(msgspec.Struct, frozen=True, kw_only=True):
+class MessageDelta(FrozenStruct, kw_only=True):
     """What an event adds to a block, or to the message at its end."""
 
     type: Literal["text_delta", "input_json_delta"] | UnsetType = UNSET
@@ -119,7 +120,7 @@ class MessageDelta(msgspec.Struct, frozen=True, kw_only=True):
     stop_sequence: str | UnsetType | None = UNSET
 
 
-class MessageEvent(msgspec.Struct, frozen=True, kw_only=True):
+class MessageEvent(FrozenStruct, kw_only=True):
     """An event of a stream. Its type determines which fields it has."""
 
     type: str

@@ -7,20 +7,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import asdict
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
-from ...io import Misfit, PositiveWhole, StrictStruct
+from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, labels_of, results, runs_task
 from ..openai.requests import Priority, as_list, one_kind
 from ..route import RequestContext, RouteSpec
 
 
-class Pair(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Pair(ClosedStruct):
     """Two texts that form one input, such as a claim and its evidence; or a prompt and the answer that a
     reward model scores, its ``completion``.
     """
@@ -30,7 +29,7 @@ class Pair(StrictStruct, frozen=True, forbid_unknown_fields=True):
     completion: str | None = None
 
 
-class ClassifyRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassifyRequest(ClosedStruct, kw_only=True):
     """``POST /v1/classify``. An input is a text, a pair of texts, or token ids, or several of one kind."""
 
     model: str
@@ -43,7 +42,7 @@ class ClassifyRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
         yield from one_kind("input", self.input)
 
 
-class Classified(msgspec.Struct, frozen=True):
+class Classified(FrozenStruct):
     """The most likely label of one input, and the probability of each label of the adapter."""
 
     index: int
@@ -51,14 +50,14 @@ class Classified(msgspec.Struct, frozen=True):
     scores: dict[str, float]
 
 
-class ClassifyAnswer(PassAnswer, frozen=True, kw_only=True):
+class ClassifyAnswer(PassAnswer, kw_only=True):
     """The response of ``/v1/classify``, in the order of the inputs."""
 
     object: Literal["list"] = "list"
     data: list[Classified]
 
 
-class RerankRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RerankRequest(ClosedStruct, kw_only=True):
     """``POST /v1/rerank``, as in Cohere's and Jina's APIs: ranks documents by their fit to a query, with a
     head of one label.
     """
@@ -71,13 +70,13 @@ class RerankRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fiel
     priority: Priority | None = None
 
 
-class Document(msgspec.Struct, frozen=True):
+class Document(FrozenStruct):
     """A document's text."""
 
     text: str
 
 
-class Ranked(msgspec.Struct, frozen=True):
+class Ranked(FrozenStruct):
     """One document: its index in the request, and its score between 0 and 1."""
 
     index: int
@@ -85,7 +84,7 @@ class Ranked(msgspec.Struct, frozen=True):
     document: Document | UnsetType = UNSET
 
 
-class RerankAnswer(PassAnswer, frozen=True, kw_only=True):
+class RerankAnswer(PassAnswer, kw_only=True):
     """The response of ``/v1/rerank``, the best document first."""
 
     results: list[Ranked]

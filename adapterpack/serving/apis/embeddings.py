@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Meta
 from starlette.responses import Response
 
-from ...io import Misfit, PositiveWhole, StrictStruct
+from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, results, runs_task
 from ..openai.requests import Mixed, Priority, as_list, one_kind
 from ..route import RequestContext, RouteSpec
 
 
-class EmbeddingRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EmbeddingRequest(ClosedStruct, kw_only=True):
     """``POST /v1/embeddings``. An input is a text or a list of token ids, or several of one kind. Vectors
     have length 1 unless ``normalize`` is false.
     """
@@ -36,7 +36,7 @@ class EmbeddingRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_f
         yield from one_kind("input", self.input)
 
 
-class Embedding(Struct, frozen=True, kw_only=True):
+class Embedding(FrozenStruct, kw_only=True):
     """The vector of one input, as numbers, or as base64 of its little-endian float32 bytes."""
 
     object: Literal["embedding"] = "embedding"
@@ -44,7 +44,7 @@ class Embedding(Struct, frozen=True, kw_only=True):
     embedding: list[float] | str
 
 
-class EmbeddingAnswer(PassAnswer, frozen=True, kw_only=True):
+class EmbeddingAnswer(PassAnswer, kw_only=True):
     """The response of ``/v1/embeddings``, in the order of the inputs."""
 
     object: Literal["list"] = "list"

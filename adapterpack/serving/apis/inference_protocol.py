@@ -10,11 +10,11 @@ from functools import partial
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
-from ...io import Misfit, PositiveWhole, StrictStruct, breaches_inside
+from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole, breaches_inside
 from ...version import VERSION
 from .. import routes
 from ..answering import headers_of
@@ -29,13 +29,13 @@ COLUMNS = ("text", "text_pair")
 """The names of inputs: the texts of rows, and the second texts of pairs."""
 
 
-class PlainJson(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class PlainJson(ClosedStruct):
     """Parameters of a tensor. Its data must be JSON; the binary extension is not supported."""
 
     binary_data: Literal[False] | None = None
 
 
-class InputTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class InputTensor(ClosedStruct):
     """One column of the rows, with as many texts as its shape ``[rows]`` or ``[rows, 1]`` says."""
 
     name: Literal["text", "text_pair"]
@@ -55,14 +55,14 @@ class InputTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
             yield Misfit("/shape", f"there are {len(self.texts)} texts, and the shape is {self.shape}")
 
 
-class WantedTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class WantedTensor(ClosedStruct):
     """An output that the response should contain."""
 
     name: str
     parameters: PlainJson | None = None
 
 
-class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InferRequest(ClosedStruct, kw_only=True):
     """``POST /v2/models/{model}/infer``. ``parameters`` are options of the task. Without ``outputs`` the
     response contains all of them.
     """
@@ -82,7 +82,7 @@ class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_field
             yield Misfit("/inputs", "text and text_pair have one length")
 
 
-class TensorAnswer(Struct, frozen=True):
+class TensorAnswer(FrozenStruct):
     """One output, with its data in row-major order."""
 
     name: str
@@ -91,7 +91,7 @@ class TensorAnswer(Struct, frozen=True):
     data: list[Any]
 
 
-class InferAnswer(Struct, frozen=True, kw_only=True):
+class InferAnswer(FrozenStruct, kw_only=True):
     """The response of an inference. ``model_version`` is the digest of the adapter or bundle that
     answered.
     """
@@ -103,7 +103,7 @@ class InferAnswer(Struct, frozen=True, kw_only=True):
     parameters: Provenance
 
 
-class TensorCard(Struct, frozen=True):
+class TensorCard(FrozenStruct):
     """An input or output; an extent of -1 is variable."""
 
     name: str
@@ -111,7 +111,7 @@ class TensorCard(Struct, frozen=True):
     shape: list[int]
 
 
-class ModelMetadata(Struct, frozen=True, kw_only=True):
+class ModelMetadata(FrozenStruct, kw_only=True):
     """The inputs and outputs of a model; its version is its digest."""
 
     name: str
@@ -121,7 +121,7 @@ class ModelMetadata(Struct, frozen=True, kw_only=True):
     outputs: list[TensorCard]
 
 
-class ServerMetadata(Struct, frozen=True):
+class ServerMetadata(FrozenStruct):
     """The server's name and version."""
 
     name: str
@@ -129,7 +129,7 @@ class ServerMetadata(Struct, frozen=True):
     extensions: list[str]
 
 
-class ProtocolError(Struct, frozen=True):
+class ProtocolError(FrozenStruct):
     """The body of an error response."""
 
     error: str

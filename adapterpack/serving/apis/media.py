@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
-from ...io import StrictStruct
+from ...io import ClosedStruct
 from ...runtime import EncoderEngine, Engine
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, engine_of, results
@@ -26,14 +26,14 @@ server's.
 """
 
 
-class Question(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Question(ClosedStruct):
     """A question, and the text that answers it."""
 
     question: str
     context: str
 
 
-class PredictRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PredictRequest(ClosedStruct, kw_only=True):
     """``POST /v1/predict``. An input is a picture or a sound as a data URL, a text, or a question about a
     text, as the task has it; or several. ``parameters`` are options of the task, such as the ``threshold`` of
     a detector.
@@ -45,7 +45,7 @@ class PredictRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fie
     priority: Priority | None = None
 
 
-class PredictAnswer(PassAnswer, frozen=True, kw_only=True):
+class PredictAnswer(PassAnswer, kw_only=True):
     """The response of ``/v1/predict``: of each input what ``adapterpack run`` answers, with its ``index``."""
 
     object: Literal["list"] = "list"

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from ...io import StrictStruct
+from ...io import ClosedStruct, FrozenStruct
 from ...runtime import DecoderEngine, Engine
 from ...runtime.generation.sampling import Sampling, sampling_of
 from ...runtime.media.inputs import seconds_of
@@ -28,7 +28,7 @@ from ..route import RequestContext, RouteSpec, json_response
 from ..scheduling.rows import RequestOutput, ScheduledRow
 
 
-class TranslationRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TranslationRequest(ClosedStruct, kw_only=True):
     """The form of ``POST /v1/audio/translations``. The file is a wave file at the model's rate."""
 
     model: str
@@ -39,7 +39,7 @@ class TranslationRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown
     priority: Priority | None = None
 
 
-class TranscriptionRequest(TranslationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TranscriptionRequest(TranslationRequest, kw_only=True):
     """The form of ``POST /v1/audio/transcriptions``. ``language`` is a code such as ``en``; without one it is
     the likeliest of those that the model knows.
     """
@@ -47,14 +47,14 @@ class TranscriptionRequest(TranslationRequest, frozen=True, kw_only=True, forbid
     language: str | None = None
 
 
-class Heard(msgspec.Struct, frozen=True):
+class Heard(FrozenStruct):
     """The length of what was heard."""
 
     seconds: float
     type: Literal["duration"] = "duration"
 
 
-class Transcription(msgspec.Struct, frozen=True, kw_only=True):
+class Transcription(FrozenStruct, kw_only=True):
     """The text of a recording; ``verbose_json`` also has the language, where the model names any, the task
     and the seconds.
     """

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError, invalid_request
-from ...io import Misfit, StrictStruct
+from ...io import ClosedStruct, FrozenStruct, Misfit
 from ...runtime import DecoderEngine, Engine, Tokenizer, prompt_ids
 from ...runtime.text.model_files import MAX_ID
 from ..api import APIS, Api, ApiKind
@@ -22,7 +22,7 @@ from ..route import RequestContext, RouteSpec, json_response
 from ..tenants.limits import ServerLimits
 
 
-class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenizeRequest(ClosedStruct, kw_only=True):
     """``POST /tokenize``: a text, or a conversation for the chat template, with its tools. A text gets the
     tokenizer's own special tokens.
     """
@@ -52,7 +52,7 @@ class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
             yield Misfit("/prompt", "give prompt or messages")
 
 
-class Tokens(Struct, frozen=True):
+class Tokens(FrozenStruct):
     """The response of ``/tokenize``."""
 
     count: int
@@ -61,14 +61,14 @@ class Tokens(Struct, frozen=True):
     token_strs: list[str] | UnsetType = UNSET
 
 
-class DetokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DetokenizeRequest(ClosedStruct, kw_only=True):
     """``POST /detokenize``: token ids to decode."""
 
     model: str
     tokens: list[Annotated[int, Meta(ge=0, le=MAX_ID)]]
 
 
-class Text(Struct, frozen=True):
+class Text(FrozenStruct):
     """The response of ``/detokenize``."""
 
     prompt: str

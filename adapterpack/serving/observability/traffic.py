@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from ...io import FrozenStruct
 from ..scheduling.rows import RequestOutput, ScheduledRow
 from .audit import Record
 
@@ -28,7 +29,7 @@ _Key = TypeVar("_Key")
 _T = TypeVar("_T")
 
 
-class Wait(Struct, frozen=True):
+class Wait(FrozenStruct):
     """The seconds from a request's arrival to its first token or its result, over the last five minutes: the
     number of requests, the median, and the 95th percentile.
     """

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from msgspec import Struct
 from starlette.responses import Response
 
 from ...errors import ConfigError
 from ...http.http_error import HTTPError, invalid_request
+from ...io import FrozenStruct
 from ...runtime import EncoderEngine, Engine, prompt_ids
 from ...tasks import PreparedRow
 from ..answering import PendingResponse, headers_of, running
@@ -93,7 +93,7 @@ async def results(
         return [sequence.result for sequence in output.sequences]
 
 
-class PassAnswer(Struct, frozen=True, kw_only=True):
+class PassAnswer(FrozenStruct, kw_only=True):
     """What the responses of an encoder have in common."""
 
     model: str

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, UnsetType
+
+from ...io import FrozenStruct
 
 
-class PromptDetails(Struct, frozen=True):
+class PromptDetails(FrozenStruct):
     """How many tokens of the prompts were known from earlier requests, and not read again."""
 
     cached_tokens: int = 0
 
 
-class Usage(Struct, frozen=True):
+class Usage(FrozenStruct):
     """The token counts of a request."""
 
     prompt_tokens: int
@@ -26,7 +28,7 @@ class Usage(Struct, frozen=True):
     prompt_tokens_details: PromptDetails = PromptDetails()
 
 
-class PassUsage(Struct, frozen=True):
+class PassUsage(FrozenStruct):
     """The token counts of a request that generates none."""
 
     prompt_tokens: int
@@ -38,7 +40,7 @@ class PassUsage(Struct, frozen=True):
         return cls(tokens, tokens)
 
 
-class Share(Struct, frozen=True):
+class Share(FrozenStruct):
     """One of several adapters whose changes were added, with its weight."""
 
     name: str
@@ -46,7 +48,7 @@ class Share(Struct, frozen=True):
     weight: float
 
 
-class Provenance(Struct, frozen=True):
+class Provenance(FrozenStruct):
     """What answered: the adapter's name (null: none) and digest, and the base. Without an adapter ``digest``
     is the bundle's. For several adapters ``adapter`` and ``digest`` join all of them with their weights, and
     ``adapters`` lists them. ``warnings`` are notes on the answer for the client. ``sure`` says how sure the
@@ -65,7 +67,7 @@ class Provenance(Struct, frozen=True):
         return name if self.sure is UNSET else self.adapter or self.base
 
 
-class TopLogprob(Struct, frozen=True):
+class TopLogprob(FrozenStruct):
     """A token that could have been chosen."""
 
     token: str
@@ -73,7 +75,7 @@ class TopLogprob(Struct, frozen=True):
     bytes: list[int]
 
 
-class TokenLogprob(Struct, frozen=True):
+class TokenLogprob(FrozenStruct):
     """A token of the answer, with the most likely tokens at its position."""
 
     token: str
@@ -82,7 +84,7 @@ class TokenLogprob(Struct, frozen=True):
     top_logprobs: list[TopLogprob]
 
 
-class PromptLogprob(Struct, frozen=True):
+class PromptLogprob(FrozenStruct):
     """A token at a place of a prompt, by its id; ``rank`` 1 is the likeliest, null one that is not listed."""
 
     logprob: float
@@ -94,21 +96,21 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """For each token of a prompt itself and the likeliest in its place, in vLLM's form; the first has none."""
 
 
-class ChatLogprobs(Struct, frozen=True):
+class ChatLogprobs(FrozenStruct):
     """The tokens of a message with their log-probabilities."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
-class FunctionCall(Struct, frozen=True):
+class FunctionCall(FrozenStruct):
     """The function that a tool call names; ``arguments`` is a JSON text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(Struct, frozen=True):
+class ToolCall(FrozenStruct):
     """A call of a tool."""
 
     id: str
@@ -116,14 +118,14 @@ class ToolCall(Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class FunctionDelta(Struct, frozen=True):
+class FunctionDelta(FrozenStruct):
     """A piece of a call in a stream: first its name, then its arguments piece by piece."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
-class ToolCallDelta(Struct, frozen=True):
+class ToolCallDelta(FrozenStruct):
     """A piece of call number ``index`` in a stream; the first piece has the call's id."""
 
     index: int
@@ -132,7 +134,7 @@ class ToolCallDelta(Struct, frozen=True):
     type: Literal["function"] | UnsetType = UNSET
 
 
-class AnswerMessage(Struct, frozen=True):
+class AnswerMessage(FrozenStruct):
     """The message that answers a conversation. It has no text if it only calls tools."""
 
     role: Literal["assistant"]
@@ -141,7 +143,7 @@ class AnswerMessage(Struct, frozen=True):
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
-class ChatChoice(Struct, frozen=True):
+class ChatChoice(FrozenStruct):
     """One of the answers to a request."""
 
     index: int
@@ -151,7 +153,7 @@ class ChatChoice(Struct, frozen=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class Delta(Struct, frozen=True):
+class Delta(FrozenStruct):
     """A piece of a message in a stream."""
 
     role: Literal["assistant"] | UnsetType = UNSET
@@ -159,7 +161,7 @@ class Delta(Struct, frozen=True):
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
-class ChatChunkChoice(Struct, frozen=True):
+class ChatChunkChoice(FrozenStruct):
     """A piece of one of the answers in a stream."""
 
     index: int
@@ -169,7 +171,7 @@ class ChatChunkChoice(Struct, frozen=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatCompletion(Struct, frozen=True, kw_only=True):
+class ChatCompletion(FrozenStruct, kw_only=True):
     """The response of ``/v1/chat/completions``."""
 
     id: str
@@ -184,7 +186,7 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(Struct, frozen=True, kw_only=True):
+class ChatChunk(FrozenStruct, kw_only=True):
     """An event of a stream of ``/v1/chat/completions``."""
 
     id: str
@@ -198,7 +200,7 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class CompletionLogprobs(Struct, frozen=True):
+class CompletionLogprobs(FrozenStruct):
     """The tokens of a text, their offsets in it, and the most likely tokens at each position. The first token
     of an echoed prompt has neither.
     """
@@ -209,7 +211,7 @@ class CompletionLogprobs(Struct, frozen=True):
     top_logprobs: list[dict[str, float] | None]
 
 
-class CompletionChoice(Struct, frozen=True):
+class CompletionChoice(FrozenStruct):
     """One of the answers, or a piece of it in a stream."""
 
     index: int
@@ -221,7 +223,7 @@ class CompletionChoice(Struct, frozen=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class Completion(Struct, frozen=True, kw_only=True):
+class Completion(FrozenStruct, kw_only=True):
     """The response of ``/v1/completions``, or an event of its stream."""
 
     id: str
@@ -234,7 +236,7 @@ class Completion(Struct, frozen=True, kw_only=True):
     adapterpack: Provenance | UnsetType = UNSET
 
 
-class ModelCard(Struct, frozen=True, kw_only=True):
+class ModelCard(FrozenStruct, kw_only=True):
     """A model that requests may name. ``root`` is its digest; ``parent`` is the base of an adapter."""
 
     id: str
@@ -246,7 +248,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     max_model_len: int | None
 
 
-class ModelList(Struct, frozen=True):
+class ModelList(FrozenStruct):
     """All models that a key may name."""
 
     data: list[ModelCard]

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from ...errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, Unsupported
 from ...http.http_error import HTTPError
+from ...io import FrozenStruct
 from ...slots.sums import NotASum
 
 TYPES = {
@@ -35,7 +36,7 @@ _OF_REQUESTS = (ConfigError, FormatError, Unsupported)
 """Errors that are the request's fault, if they arise while it is handled."""
 
 
-class ErrorDetails(msgspec.Struct, frozen=True):
+class ErrorDetails(FrozenStruct):
     """An error: a sentence, its type, the field at fault, and a stable code for programs."""
 
     message: str
@@ -44,7 +45,7 @@ class ErrorDetails(msgspec.Struct, frozen=True):
     code: str
 
 
-class ErrorAnswer(msgspec.Struct, frozen=True):
+class ErrorAnswer(FrozenStruct):
     """The body of every error response."""
 
     error: ErrorDetails

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...http.http_error import invalid_request
-from ...io import Misfit, PositiveWhole, StrictStruct, Whole, breaches_inside
+from ...io import ClosedStruct, Misfit, PositiveWhole, Whole, breaches_inside
 from ...runtime.adapters.mix import LARGEST, MOST
 from ...runtime.media.image_processing import DATA
 from ..tenants.limits import ServerLimits
@@ -36,7 +36,7 @@ _SAME = (
 """The fields that :class:`.Sampling` has under the same names."""
 
 
-class StreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class StreamOptions(ClosedStruct):
     """Options of a stream: whether its last chunk has the token counts, or every chunk those so far."""
 
     include_usage: bool | None = None
@@ -44,15 +44,15 @@ class StreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class PlainText(StrictStruct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class PlainText(ClosedStruct, tag="text", tag_field="type"):
     """An answer without constraints."""
 
 
-class JsonObject(StrictStruct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True):
+class JsonObject(ClosedStruct, tag="json_object", tag_field="type"):
     """An answer that is a JSON object."""
 
 
-class Schema(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Schema(ClosedStruct):
     """A JSON schema. It is always enforced, whatever ``strict`` says."""
 
     name: str
@@ -61,13 +61,13 @@ class Schema(StrictStruct, frozen=True, forbid_unknown_fields=True):
     description: str | None = None
 
 
-class JsonSchema(StrictStruct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+class JsonSchema(ClosedStruct, tag="json_schema", tag_field="type"):
     """An answer that matches a JSON schema."""
 
     json_schema: Schema
 
 
-class Structured(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Structured(ClosedStruct):
     """A constrained answer in the form of vLLM's API: one of these fields."""
 
     json: dict[str, Any] | str | None = None
@@ -77,7 +77,7 @@ class Structured(StrictStruct, frozen=True, forbid_unknown_fields=True):
     json_object: bool | None = None
 
 
-class NamedWeight(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class NamedWeight(ClosedStruct):
     """One of several adapters whose changes are added, with its weight."""
 
     name: str
@@ -96,11 +96,11 @@ Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 """Among the rows of one key the smaller priority goes first."""
 
 
-class ClientRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClientRequest(ClosedStruct, kw_only=True):
     """A request of which fields that only other servers know are left out with a note."""
 
 
-class TextRequest(ClientRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TextRequest(ClientRequest, kw_only=True):
     """The fields of every request for text."""
 
     model: str
@@ -122,7 +122,7 @@ class TextRequest(ClientRequest, frozen=True, kw_only=True, forbid_unknown_field
     prompt_cache_retention: str | None = None
 
 
-class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Sampled(TextRequest, kw_only=True):
     """The common fields of chat and completion requests. Ranges are those of
     :class:`adapterpack.runtime.generation.sampling.Sampling`; the server's ``--sampling`` decides what
     missing fields mean.
@@ -246,7 +246,7 @@ CONTENT = {"otherwise": "this server reads texts, and images in data URLs"}
 """The hint in errors about other kinds of message content."""
 
 
-class ImageUrl(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class ImageUrl(ClosedStruct):
     """An image as a data URL (``data:image/png;base64,...``); no address is fetched. Every image is read in
     full detail.
     """
@@ -260,7 +260,7 @@ class ImageUrl(StrictStruct, frozen=True, forbid_unknown_fields=True):
             yield Misfit("/url", f"expected {DATA}png;base64,..., since no address is fetched")
 
 
-class MessagePart(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class MessagePart(ClosedStruct):
     """A part of a message: a ``text``, or an image (``image_url``)."""
 
     type: Annotated[Literal["text", "image_url"], Meta(extra=CONTENT)]
@@ -275,7 +275,7 @@ class MessagePart(StrictStruct, frozen=True, forbid_unknown_fields=True):
             yield from (Misfit(f"/image_url{at}", what) for at, what in self.image_url.breaches())
 
 
-class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Message(ClosedStruct):
     """One message of a conversation. An assistant message may have the null fields of a response, so that
     clients can send it back unchanged.
     """
@@ -327,7 +327,7 @@ _RENDERED = {"messages", "tools", "add_generation_prompt", "continue_final_messa
 """The variables of chat templates that have fields of their own."""
 
 
-class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatRequest(Sampled, kw_only=True):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -410,7 +410,7 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.top_logprobs or 0 if self.logprobs else None
 
 
-class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CompletionRequest(Sampled, kw_only=True):
     """``POST /v1/completions``. A prompt is a text or a list of token ids, or several of one kind; texts are
     read without a chat template. With ``max_tokens`` 0 nothing follows it.
     """

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...io import Misfit, PositiveWhole, StrictStruct, breaches_inside
+from ...io import ClosedStruct, Misfit, PositiveWhole, breaches_inside
 from .requests import (
     CONTENT,
     ChatRequest,
@@ -27,7 +27,7 @@ from .tools import CalledFunction, Function, FunctionName, FunctionTool, InputCa
 _Empty = Annotated[list[Any], Meta(max_length=0)]
 
 
-class ContentPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class ContentPart(ClosedStruct):
     """A text part of a prompt, or of an earlier answer; or an image of a prompt, as a data URL."""
 
     type: Annotated[Literal["input_text", "output_text", "text", "input_image"], Meta(extra=CONTENT)]
@@ -46,7 +46,7 @@ class ContentPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
             yield from (Misfit("/image_url", what) for _, what in ImageUrl(self.image_url).breaches())
 
 
-class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class InputItem(ClosedStruct):
     """A message (``role`` and ``content``), a function call (``call_id``, ``name``, ``arguments``), or the
     result of a call (``call_id``, ``output``). Items of a response may be sent back unchanged.
     """
@@ -87,40 +87,38 @@ class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class JsonSchemaFormat(
-    Schema, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
-):
+class JsonSchemaFormat(Schema, kw_only=True, tag="json_schema", tag_field="type"):
     """A text that matches a JSON schema."""
 
     schema_: dict[str, Any] = field(name="schema")
 
 
-class TextConfig(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class TextConfig(ClosedStruct):
     """The format of the text."""
 
     format: PlainText | JsonObject | JsonSchemaFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseTool(Function, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponseTool(Function, kw_only=True):
     """A function that the model may call."""
 
     type: Literal["function"]
 
 
-class NamedTool(FunctionName, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NamedTool(FunctionName, kw_only=True):
     """The function that the model must call."""
 
     type: Literal["function"]
 
 
-class ResponseStreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class ResponseStreamOptions(ClosedStruct):
     """Options of a stream, which have no effect."""
 
     include_obfuscation: bool | None = None
 
 
-class Reasoning(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Reasoning(ClosedStruct):
     """How long the model is to think, for chat templates that read ``reasoning_effort``."""
 
     effort: str | None = None
@@ -129,7 +127,7 @@ class Reasoning(StrictStruct, frozen=True, forbid_unknown_fields=True):
     generate_summary: str | None = None
 
 
-class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponseRequest(TextRequest, kw_only=True):
     """``POST /v1/responses``. Nothing is stored, so ``input`` holds the complete conversation."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]

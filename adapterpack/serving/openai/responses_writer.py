@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from ...io import FrozenStruct
 from ...runtime import CallReader, SampledToken
 from ..scheduling.rows import SequenceOutput
 from .answers import Provenance, Usage
@@ -29,7 +30,7 @@ class OutputText(msgspec.Struct, frozen=True, tag="output_text", tag_field="type
     logprobs: list[Any] = []
 
 
-class OutputMessage(msgspec.Struct, frozen=True, tag="message", tag_field="type"):
+class OutputMessage(FrozenStruct, tag="message", tag_field="type"):
     """A message that the model wrote."""
 
     id: str
@@ -38,7 +39,7 @@ class OutputMessage(msgspec.Struct, frozen=True, tag="message", tag_field="type"
     role: Literal["assistant"] = "assistant"
 
 
-class OutputCall(msgspec.Struct, frozen=True, tag="function_call", tag_field="type"):
+class OutputCall(FrozenStruct, tag="function_call", tag_field="type"):
     """A function call of the model; ``arguments`` is a JSON text."""
 
     id: str
@@ -48,26 +49,26 @@ class OutputCall(msgspec.Struct, frozen=True, tag="function_call", tag_field="ty
     arguments: str
 
 
-class IncompleteDetails(msgspec.Struct, frozen=True):
+class IncompleteDetails(FrozenStruct):
     """Why a response is not complete."""
 
     reason: Literal["max_output_tokens"]
 
 
-class InputDetails(msgspec.Struct, frozen=True):
+class InputDetails(FrozenStruct):
     """Prompt tokens that were known from earlier requests, and those that were kept: always counted none."""
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
 
 
-class OutputDetails(msgspec.Struct, frozen=True):
+class OutputDetails(FrozenStruct):
     """Tokens that are not in the answer: always none."""
 
     reasoning_tokens: int = 0
 
 
-class ResponseUsage(msgspec.Struct, frozen=True):
+class ResponseUsage(FrozenStruct):
     """The token counts of a response."""
 
     input_tokens: int
@@ -83,7 +84,7 @@ class ResponseUsage(msgspec.Struct, frozen=True):
         return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, known)
 
 
-class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class ResponseAnswer(FrozenStruct, kw_only=True):
     """The response of ``/v1/responses``. Nothing is stored."""
 
     id: str
@@ -111,7 +112,7 @@ class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     adapterpack: Provenance
 
 
-class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ResponseEvent(FrozenStruct, kw_only=True, omit_defaults=True):
     """An event of a stream. Its type determines which fields it has."""
 
     type: str

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from ...errors import FormatError
 from ...http.http_error import HTTPError, invalid_request
-from ...io import Misfit, StrictStruct, strict_json
+from ...io import ClosedStruct, Misfit, strict_json
 from ...runtime import CallReader
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
@@ -24,7 +24,7 @@ _DEPTH = 64
 _ARGUMENTS = 1 << 20
 
 
-class Function(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class Function(ClosedStruct):
     """A function that the model may call. ``parameters`` is the JSON schema of its arguments, which
     ``strict`` enforces.
     """
@@ -35,7 +35,7 @@ class Function(StrictStruct, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-class FunctionTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class FunctionTool(ClosedStruct):
     """A tool; the only supported kind is a function."""
 
     type: Literal["function"]
@@ -51,13 +51,13 @@ class FunctionTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
         return {"type": "function", "function": function}
 
 
-class FunctionName(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class FunctionName(ClosedStruct):
     """The name of a function."""
 
     name: Name
 
 
-class NamedFunction(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class NamedFunction(ClosedStruct):
     """The function that the model must call."""
 
     type: Literal["function"]
@@ -67,14 +67,14 @@ class NamedFunction(StrictStruct, frozen=True, forbid_unknown_fields=True):
 ToolChoice = Literal["none", "auto", "required"] | NamedFunction
 
 
-class CalledFunction(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class CalledFunction(ClosedStruct):
     """A function call; ``arguments`` is a JSON object as text."""
 
     name: Name
     arguments: str
 
 
-class InputCall(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class InputCall(ClosedStruct):
     """A call in an assistant message. ``index`` may remain from a stream, and is ignored."""
 
     id: Annotated[str, Meta(max_length=256)]

@@ -20,7 +20,7 @@ from msgspec import Meta
 from ...errors import ConfigError, excerpt, nearest, storage_errors
 from ...http.http_error import HTTPError
 from ...http.reloading_file import ReloadingFile
-from ...io import Misfit, StrictStruct, require_private, typed_json
+from ...io import ClosedStruct, Misfit, require_private, typed_json
 
 LEAST_CHARACTERS = 16
 """The least length of a key that an operator chooses."""
@@ -31,7 +31,7 @@ _TIMES = 16
 """How many times larger than other YAML files a file of keys may be."""
 
 
-class Key(StrictStruct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Key(ClosedStruct, omit_defaults=True):
     """One entry of a file of keys.
 
     Attributes:
@@ -77,7 +77,7 @@ class Key(StrictStruct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         return self.expires is not None and self.expires.timestamp() <= time.time()
 
 
-class _File(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class _File(ClosedStruct):
     keys: Annotated[tuple[Key, ...], Meta(max_length=100_000)]
 
 
