@@ -18,7 +18,7 @@ from ..merging.base_kind import is_graph
 from ..runtime import Device
 from ..runtime.text.model_files import read_text
 from .logs import log_message
-from .options import combine, option, parse_pairs, suggest
+from .options import combine, flag, option, parse_pairs, suggest
 from .progress import show_steps
 from .settings import PROVIDER, THREADS
 
@@ -51,18 +51,16 @@ def open_target(
 
 
 device_options = combine(
-    click.option(
+    option(
         "--provider",
-        envvar=PROVIDER,
-        metavar="cuda|cpu|NAME",
-        shell_complete=suggest("adapterpack.runtime.providers.provider:PROVIDERS"),
-        help="Where to run; by default on CUDA if there is a GPU. Other providers of ONNX "
+        "cuda|cpu|NAME",
+        "Where to run; by default on CUDA if there is a GPU. Other providers of ONNX "
         "Runtime (tensorrt, openvino, dml, coreml, ...) run where their wheel is installed.",
+        envvar=PROVIDER,
+        shell_complete=suggest("adapterpack.runtime.providers.provider:PROVIDERS"),
     ),
-    click.option("--device-id", type=click.IntRange(min=0), metavar="N", help="The number of the GPU [0]."),
-    click.option(
-        "--memory-limit", type=click.IntRange(min=1), metavar="B", help="Use at most B bytes of GPU memory."
-    ),
+    option("--device-id", "N", "The number of the GPU [0].", type=click.IntRange(min=0)),
+    option("--memory-limit", "B", "Use at most B bytes of GPU memory.", type=click.IntRange(min=1)),
     click.option(
         "--arena",
         type=click.Choice(["doubling", "exact"]),
@@ -78,30 +76,25 @@ device_options = combine(
         default=None,
         help="Record the engine's steps as CUDA graphs, and replay them.",
     ),
-    click.option(
+    option(
         "--threads",
+        "N",
+        "Threads of each graph's operators on the CPU [all cores].",
         envvar=THREADS,
         type=click.IntRange(min=1),
-        metavar="N",
-        help="Threads of each graph's operators on the CPU [all cores].",
     ),
     click.option(
         "--spinning/--no-spinning",
         default=None,
         help="Whether idle threads spin; turn it off where other work needs the cores.",
     ),
-    click.option(
-        "--allow-cpu-nodes",
-        is_flag=True,
-        help="Warn about nodes that fall back to the CPU, instead of failing.",
-    ),
-    click.option(
-        "--provider-option",
-        "options",
+    flag("--allow-cpu-nodes", "Warn about nodes that fall back to the CPU, instead of failing."),
+    option(
+        "--provider-option options",
+        "KEY=VALUE",
+        "An option of the provider, by ONNX Runtime's name; may be repeated.",
         multiple=True,
         callback=parse_pairs,
-        metavar="KEY=VALUE",
-        help="An option of the provider, by ONNX Runtime's name; may be repeated.",
     ),
 )
 """Options for where a bundle runs; a command receives them under the names of the fields of :class:`.Device`.
@@ -127,65 +120,40 @@ batch_option = option(
 _FILES = ("json_schema", "grammar")
 """Parameters whose option takes a file."""
 sampling_options = combine(
-    click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer."),
+    option("--max-new-tokens", "N", "The most tokens of an answer.", type=int),
     click.option(
         "--sampling",
         type=click.Choice(["greedy", "model"]),
         help="The default for the options below: greedy (always the likeliest token; the default), or what "
         "the model's generation_config.json says.",
     ),
-    click.option(
-        "--temperature", type=float, metavar="T", help="0, the default, always takes the likeliest token."
-    ),
-    click.option("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens."),
-    click.option(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="Sample from the fewest tokens whose probabilities add up to P.",
-    ),
-    click.option(
-        "--min-p",
-        type=float,
-        metavar="P",
-        help="Sample from tokens at least P times as likely as the likeliest.",
-    ),
-    click.option(
+    option("--temperature", "T", "0, the default, always takes the likeliest token.", type=float),
+    option("--top-k", "K", "Sample from the K likeliest tokens.", type=int),
+    option("--top-p", "P", "Sample from the fewest tokens whose probabilities add up to P.", type=float),
+    option("--min-p", "P", "Sample from tokens at least P times as likely as the likeliest.", type=float),
+    option(
         "--repetition-penalty",
+        "R",
+        "Above 1: makes tokens of the prompt and the answer less likely.",
         type=float,
-        metavar="R",
-        help="Above 1: makes tokens of the prompt and the answer less likely.",
     ),
-    click.option("--seed", type=int, metavar="N", help="The seed for sampling."),
-    click.option(
-        "--stop",
-        multiple=True,
-        metavar="TEXT",
-        help="A text that ends an answer and is cut off; may be repeated.",
-    ),
-    click.option(
+    option("--seed", "N", "The seed for sampling.", type=int),
+    option("--stop", "TEXT", "A text that ends an answer and is cut off; may be repeated.", multiple=True),
+    option(
         "--logprobs",
+        "N",
+        "Add the log-probability of each token, and of the N likeliest alternatives.",
         type=int,
-        metavar="N",
-        help="Add the log-probability of each token, and of the N likeliest alternatives.",
     ),
-    click.option(
-        "--beams", "num_beams", type=int, metavar="N", help="Search for the likeliest answer with N beams."
+    option("--beams num_beams", "N", "Search for the likeliest answer with N beams.", type=int),
+    option("--json-schema", "F.json", "Answer with JSON that fits this schema; needs the extra structured."),
+    option(
+        "--regex", "R", "Answer with text that matches this regular expression; needs the extra structured."
     ),
-    click.option(
-        "--json-schema",
-        metavar="F.json",
-        help="Answer with JSON that fits this schema; needs the extra structured.",
-    ),
-    click.option(
-        "--regex",
-        metavar="R",
-        help="Answer with text that matches this regular expression; needs the extra structured.",
-    ),
-    click.option(
+    option(
         "--grammar",
-        metavar="F.lark",
-        help="Answer in this grammar, written for Lark or as GBNF; needs the extra structured.",
+        "F.lark",
+        "Answer in this grammar, written for Lark or as GBNF; needs the extra structured.",
     ),
 )
 """Options for how tokens are chosen and which form an answer has; a command receives them under the names of

@@ -38,10 +38,6 @@ def command(
     *,
     bundle: str,
     packs: tuple[str, ...],
-    rows: tuple[int, ...],
-    prompt: int,
-    tokens: int,
-    runs: int,
     html: str | None,
     as_json: bool,
     **parameters: Any,
@@ -61,12 +57,9 @@ def command(
             found = adapterpack.bench(
                 folder,
                 loaded,
-                rows=rows,
-                prompt=prompt,
-                tokens=tokens,
-                runs=runs,
                 provider=device,
                 progress=say,
+                **parameters,
             )
         result = found.to_json()
         if page is not None:

@@ -29,13 +29,13 @@ from ..output import print_json, print_line
     "The rank of the shared bases; by default the budgets decide.",
     type=click.IntRange(1, 65_536),
 )
-@click.option(
+@option(
     "--clusters",
-    metavar="N",
+    "N",
+    "The number of groups of packs, each with its own bases.",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="The number of groups of packs, each with its own bases.",
 )
 @option(
     "--error-budget",

@@ -26,7 +26,11 @@ from ..progress import show_bytes
 )
 @flag("--no-lock", "Neither read nor write a lock file.")
 @option(
-    "--max-bytes", "B", "Refuse anything larger, before downloading it [64 GiB].", type=click.IntRange(min=0)
+    "--max-bytes",
+    "B",
+    "Refuse anything larger, before downloading it [64 GiB].",
+    type=click.IntRange(min=0),
+    default=MAX_BYTES,
 )
 @common_options
 def command(
@@ -36,7 +40,7 @@ def command(
     update: bool,
     lock: str,
     no_lock: bool,
-    max_bytes: int | None,
+    max_bytes: int,
     as_json: bool,
 ) -> None:
     """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only
@@ -57,7 +61,7 @@ def command(
             update=update,
             lock=None if no_lock else lock,
             progress=progress,
-            max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
+            max_bytes=max_bytes,
         )
     if as_json:
         print_json({"command": "pull", **done.to_json()})

@@ -26,7 +26,7 @@ from ..bundle_options import (
     sampling_options,
     sampling_parameters,
 )
-from ..options import common_options, load_adapter, load_pack
+from ..options import common_options, flag, load_adapter, load_pack, option
 from ..output import print_json, print_line
 from ..progress import divert_stdout, show_rows
 
@@ -34,74 +34,45 @@ from ..progress import divert_stdout, show_rows
 @click.command("run")
 @click.argument("bundle", metavar="BUNDLE|BASE")
 @packs_argument
-@click.option(
-    "--adapter",
-    "adapters",
+@option(
+    "--adapter adapters",
+    "NAME",
+    "An adapter for rows that name none, by its name, or by the path of a pack or an .onnx_adapter file, "
+    "which is loaded; auto leaves the choice to the text of each row. If repeated, each such row is run "
+    "with every one of them. Default: the base.",
     multiple=True,
-    metavar="NAME",
-    help=(
-        "An adapter for rows that name none, by its name, or by the path of a pack or an .onnx_adapter file, "
-        "which is loaded; auto leaves the choice to the text of each row. If repeated, each such row is run "
-        "with every one of them. Default: the base."
-    ),
 )
-@click.option(
-    "--prompt",
-    "prompts",
+@option(
+    "--prompt prompts",
+    "P",
+    "A text to run; may be repeated. A language model with a chat template reads it as a user's message.",
     multiple=True,
-    metavar="P",
-    help="A text to run; may be repeated. A language model "
-    "with a chat template reads it as a user's message.",
 )
-@click.option(
-    "--context",
-    "contexts",
+@option("--context contexts", "C", "A text that a prompt asks about; one for each prompt.", multiple=True)
+@option(
+    "--image images",
+    "F.png|F.jpg|F.npy",
+    "A picture, or the output of the model's processor; may be repeated. With --prompt, one for each prompt.",
     multiple=True,
-    metavar="C",
-    help="A text that a prompt asks about; one for each prompt.",
 )
-@click.option(
-    "--image",
-    "images",
-    multiple=True,
-    metavar="F.png|F.jpg|F.npy",
-    help=(
-        "A picture, or the output of the model's processor; may be repeated. With --prompt, one for each "
-        "prompt."
-    ),
-)
-@click.option(
-    "--audio",
-    "sounds",
-    multiple=True,
-    metavar="F.wav|F.npy",
-    help="A recording, or its features; may be repeated.",
-)
-@click.option(
-    "--input",
-    "source",
-    metavar="F.jsonl",
-    help="Rows with text, prompt, messages, question and context, image or audio, and optionally adapter; or "
+@option("--audio sounds", "F.wav|F.npy", "A recording, or its features; may be repeated.", multiple=True)
+@option(
+    "--input source",
+    "F.jsonl",
+    "Rows with text, prompt, messages, question and context, image or audio, and optionally adapter; or "
     "requests in "
     'OpenAI\'s batch format; "-" reads stdin.',
 )
-@click.option(
-    "--raw",
-    is_flag=True,
-    help="Let a language model read texts as they are, not as user messages in its chat template.",
-)
-@click.option(
-    "--output",
-    "out",
-    metavar="F.jsonl",
-    help="A new file for the results, instead of stdout. After a stop, the same command "
+@flag("--raw", "Let a language model read texts as they are, not as user messages in its chat template.")
+@option(
+    "--output out",
+    "F.jsonl",
+    "A new file for the results, instead of stdout. After a stop, the same command "
     "resumes where the answers of --input end.",
 )
-@click.option(
+@flag(
     "--keep-going",
-    is_flag=True,
-    help="Where a row cannot be run, write its error instead of a result, and continue; the exit "
-    "code is then 1.",
+    "Where a row cannot be run, write its error instead of a result, and continue; the exit code is then 1.",
 )
 @device_options
 @sampling_options

@@ -15,7 +15,7 @@ from ...pack import Signers
 from ...readable import things
 from ...serving.tenants.keys import new_key
 from ..bundle_options import device_of, device_options, open_target, packs_argument
-from ..options import address_options, common_options, load_adapter, load_pack
+from ..options import address_options, common_options, flag, load_adapter, load_pack, option
 from ..output import print_json, print_line
 
 
@@ -48,53 +48,53 @@ def _adapter(path: str) -> Any:
 @click.command("serve")
 @click.argument("bundle", metavar="BUNDLE|BASE")
 @packs_argument
-@click.option(
+@option(
     "--adapters",
-    multiple=True,
-    metavar="DIR",
-    help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, an "
+    "DIR",
+    "Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, an "
     ".onnx_adapter file, or a lock file of adapterpack pull; may be repeated.",
-)
-@click.option(
-    "--fetch",
     multiple=True,
-    metavar="SOURCE",
-    help="Where a request may have an adapter from that is not loaded: a folder of packs, a lock file, or "
+)
+@option(
+    "--fetch",
+    "SOURCE",
+    "Where a request may have an adapter from that is not loaded: a folder of packs, a lock file, or "
     "hf://OWNER on a hub; may be repeated.",
+    multiple=True,
 )
 @address_options(8000)
-@click.option(
+@option(
     "--name",
-    metavar="NAME",
-    help="The name by which requests address the base, or the adapter of a "
+    "NAME",
+    "The name by which requests address the base, or the adapter of a "
     "folded bundle; by default as the bundle has it.",
 )
-@click.option(
+@option(
     "--keys",
-    metavar="FILE",
-    help="A file of keys: who may use which adapters (see docs/serve.md). It is read again when it changes.",
+    "FILE",
+    "A file of keys: who may use which adapters (see docs/serve.md). It is read again when it changes.",
 )
-@click.option(
+@option(
     "--api-key",
-    metavar="KEY",
+    "KEY",
+    "A single key for all clients; better set in ADAPTERPACK_API_KEY.",
     envvar="ADAPTERPACK_API_KEY",
-    help="A single key for all clients; better set in ADAPTERPACK_API_KEY.",
 )
-@click.option(
+@option(
     "--new-key",
-    metavar="ID",
+    "ID",
+    "Print a new key on standard error and its entry for --keys on standard output, and exit.",
     is_eager=True,
     expose_value=False,
     callback=_print_key,
-    help="Print a new key on standard error and its entry for --keys on standard output, and exit.",
 )
-@click.option("--insecure", is_flag=True, help="Serve everybody who can reach the address, without keys.")
-@click.option(
+@flag("--insecure", "Serve everybody who can reach the address, without keys.")
+@option(
     "--audit",
+    "FILE",
+    'Where to log one line of JSON per request: a file, "-" for standard error, or "" for nowhere.',
     default="-",
     show_default=True,
-    metavar="FILE",
-    help='Where to log one line of JSON per request: a file, "-" for standard error, or "" for nowhere.',
 )
 @click.option(
     "--sampling",
@@ -102,73 +102,47 @@ def _adapter(path: str) -> Any:
     help="Sampling of requests that do not say: "
     "as the model's generation_config.json (the default), or greedy.",
 )
-@click.option(
+@flag(
     "--share-prefixes",
-    is_flag=True,
-    help=(
-        "Reuse what was computed for a prompt across keys, too: faster, but the time of an answer tells what "
-        "others have asked."
-    ),
+    "Reuse what was computed for a prompt across keys, too: faster, but the time of an answer tells what "
+    "others have asked.",
 )
 @device_options
-@click.option(
+@option(
     "--max-rows",
+    "N",
+    "How many rows run at a time; by default 8 texts, or 32 rows of an encoder.",
     type=click.IntRange(min=1),
-    metavar="N",
-    help="How many rows run at a time; by default 8 texts, or 32 rows of an encoder.",
 )
-@click.option(
+@option(
     "--max-length",
+    "N",
+    "The most tokens of a prompt and its answer; by default the model's context, for texts at most 4096.",
     type=click.IntRange(min=1),
-    metavar="N",
-    help=(
-        "The most tokens of a prompt and its answer; by default the model's context, for texts at most 4096."
-    ),
 )
-@click.option(
+@flag(
     "--deterministic",
-    is_flag=True,
-    help=(
-        "Answer with the same bits whatever runs beside a request: a step costs as much as one of --max-rows "
-        "rows."
-    ),
+    "Answer with the same bits whatever runs beside a request: a step costs as much as one of --max-rows "
+    "rows.",
 )
-@click.option(
+@option(
     "--watch",
+    "SECONDS",
+    "How often to look at the folders and lock files of --adapters, to load new packs and unload "
+    "removed ones.",
     type=click.FloatRange(min=0.05),
-    metavar="SECONDS",
-    help=(
-        "How often to look at the folders and lock files of --adapters, to load new packs and unload "
-        "removed ones."
-    ),
 )
-@click.option(
+@option(
     "--require-signature",
+    "KEYFILE",
+    "Load only packs signed with one of these keys (public, PEM); may be repeated.",
     multiple=True,
-    metavar="KEYFILE",
-    help="Load only packs signed with one of these keys (public, PEM); may be repeated.",
 )
-@click.option(
-    "--admin",
-    metavar="ADDRESS",
-    help="HOST:PORT or unix:PATH, where an operator may load and unload adapters.",
-)
-@click.option(
-    "--admin-key-file", metavar="FILE", help="The file with the operator's key; needed with --admin."
-)
-@click.option(
-    "--tls-cert", metavar="FILE", help="The TLS certificate (chain), PEM; it is read again when it changes."
-)
-@click.option(
-    "--tls-key",
-    metavar="FILE",
-    help="The certificate's key, PEM, readable by you alone; needed with --tls-cert.",
-)
-@click.option(
-    "--traces",
-    is_flag=True,
-    help="Send an OpenTelemetry span for each request; the OTEL_* variables say where to.",
-)
+@option("--admin", "ADDRESS", "HOST:PORT or unix:PATH, where an operator may load and unload adapters.")
+@option("--admin-key-file", "FILE", "The file with the operator's key; needed with --admin.")
+@option("--tls-cert", "FILE", "The TLS certificate (chain), PEM; it is read again when it changes.")
+@option("--tls-key", "FILE", "The certificate's key, PEM, readable by you alone; needed with --tls-cert.")
+@flag("--traces", "Send an OpenTelemetry span for each request; the OTEL_* variables say where to.")
 @click.option(
     "--page/--no-page",
     default=True,
