@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ..errors import FormatError, UnknownAdapter, UnknownName, nearest
-from ..io import Misfit, PositiveWhole, Whole, read_file, sha256_of, strict_json, typed_json
+from ..io import Json, Misfit, PositiveWhole, Whole, read_file, sha256_of, strict_json, typed_json
 from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
 from ..pack import SIGNATURE
@@ -291,9 +291,9 @@ class Bundle:
         """
         return tuple(part.name for part in get_task(self.task).parts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the manifest as plain JSON values."""
-        encoded: dict[str, Any] = strict_json.plain(self)
+        encoded: Json = strict_json.plain(self)
         return encoded
 
     def write(self, folder: Path, draft: bool = False, known: Mapping[str, str] | None = None) -> None:
@@ -422,7 +422,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
 
 
 _IN_FULL = {"depth": "full"}
-_NO_CANARIES: dict[str, Any] = {"replayed": {}, "not_replayed": {}}
+_NO_CANARIES: Json = {"replayed": {}, "not_replayed": {}}
 OPTIONAL: Mapping[str, Mapping[str, Any]] = {
     "Bundle": {
         "io": {},

@@ -14,6 +14,7 @@ import adapterpack
 from ..bundle import GENAI_FILE
 from ..errors import storage_errors
 from ..hub import folder_of
+from ..io import Json
 from ..merging.base_kind import is_graph
 from ..runtime import Device
 from ..runtime.text.model_files import read_text
@@ -161,7 +162,7 @@ sampling_options = combine(
 """
 
 
-def sampling_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_parameters(options: Mapping[str, Any]) -> Json:
     """Returns the parameters that the user set, with files replaced by their text.
 
     Raises:

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 import adapterpack
 
 from ..hub import folder_of
-from ..io import output_file, scratch_folder
+from ..io import Json, output_file, scratch_folder
 from ..report.page import PAGE
 from .logs import QUIET, VERBOSE
 
@@ -258,7 +258,7 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     """Parses ``key=value`` texts to a mapping; values are YAML, as in a training configuration."""
     from ..io.plain_yaml import loads  # noqa: PLC0415 - the listing of commands must not pay for it
 
-    values_by_key: dict[str, Any] = {}
+    values_by_key: Json = {}
     for text in values:
         key, equals, value = text.partition("=")
         if not equals:

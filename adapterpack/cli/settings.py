@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, nearest, storage_errors
-from ..io import read_at_most
+from ..io import Json, read_at_most
 
 VARIABLE = "ADAPTERPACK_CONFIG"
 PROVIDER, THREADS = "ADAPTERPACK_PROVIDER", "ADAPTERPACK_THREADS"
@@ -79,7 +79,7 @@ def apply_config_file() -> None:
         os.environ.setdefault(SETTINGS[name].variable, str(value))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     with storage_errors(path), path.open("rb") as file:
         data = read_at_most(file, _MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:

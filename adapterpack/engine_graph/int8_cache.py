@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ..bundle import DECODER, graph_file
 from ..errors import ParityError, Unsupported
 from ..graph_passes.static_cache_decoder import make_int8
+from ..io import Json
 from ..runtime import Session, context_of
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
@@ -44,7 +45,7 @@ class _Run(NamedTuple):
     largest: Mapping[str, np.ndarray]
 
 
-def quantize_cache(folder: Path) -> dict[str, Any]:
+def quantize_cache(folder: Path) -> Json:
     """Makes the caches of the engine's graph int8, measures how much that moves its logits, and returns the
     manifest's entry.
 

@@ -8,13 +8,13 @@ import dataclasses
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..base import CONFIG, read_json
 from ..bundle import DECODER, GRAPH, PROOFS, Bundle, graph_file
 from ..graph_passes.static_cache_decoder import write_decoder
+from ..io import Json
 from ..onnx_graph.products import is_fast, make_fast
 from ..onnx_graph.sandboxed_check import try_opening
 from ..pack import Pack
@@ -81,9 +81,7 @@ def with_report(bundle: Bundle, **entries: object) -> Bundle:
     return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": report})
 
 
-def _proof(
-    made: Bundle, folder: Path, say: Callable[[str], None], adapters: Sequence[Pack]
-) -> dict[str, Any]:
+def _proof(made: Bundle, folder: Path, say: Callable[[str], None], adapters: Sequence[Pack]) -> Json:
     """Runs the ordinary graph first and then the engine's, so that only one has its weights in memory."""
     session = _open(dataclasses.replace(made, decoder=False), folder, adapters)
     rng, most = np.random.default_rng(11), _most_ids(session)

@@ -55,6 +55,7 @@ from ..bundle import (
 from ..bundle.decoder_graph import LAST_POSITIONS, cache_scale, part_ranks
 from ..bundle.layer_caches import layer_of
 from ..errors import Unsupported
+from ..io import Config
 from ..onnx_graph import (
     PRODUCTS,
     add_initializer,
@@ -125,7 +126,7 @@ def write_decoder(folder: Path, context: int | None) -> None:
     ir.save(model, folder / graph_file(DECODER))
 
 
-def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle, context: int | None) -> None:
+def make_decoder(model: ir.Model, config: Config, bundle: Bundle, context: int | None) -> None:
     """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config, and no row
     has more than ``context`` tokens.
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import AdapterpackError, FormatError
+from ..io import Json
 from ..pack import Budget
 from ..pack.validate.checks.finding import Report
 from ..pack.validate.sarif import sarif
@@ -31,7 +31,7 @@ class Audited:
         """The report's state, or the error's code."""
         return self.report.state if self.report else self.error.code if self.error else "unknown"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the result as JSON values."""
         return {
             "repo": self.repo,
@@ -95,7 +95,7 @@ def _one(
     return Audited(reference.address, report)
 
 
-def audit_sarif(results: Iterable[Audited], version: str) -> dict[str, Any]:
+def audit_sarif(results: Iterable[Audited], version: str) -> Json:
     """Writes all reports as one SARIF log with a run for each; a repository without a report is a
     failed run.
     """

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..base import Checkpoint
 from ..base import fingerprint as fp
 from ..base.checkpoint import INDEX, SINGLE
 from ..errors import FormatError, StorageError
+from ..io import Json
 from .artifact import require_at_most
 from .transport import names
 from .transport.client import ListedFile, Remote, connect, tree
@@ -59,7 +59,7 @@ class RemoteBase(Checkpoint):
                 fetch(remote, listed[name], scratch / name)
         super().__init__(scratch)
 
-    def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
+    def _shards(self) -> tuple[Json | None, list[str]]:
         if SINGLE in self.listed:
             return None, [SINGLE]
         if INDEX not in self.listed:

@@ -17,6 +17,7 @@ import yaml
 from markupsafe import Markup
 
 from ..errors import printable
+from ..io import Json
 from ..manifest import manifest as m
 from ..manifest.structs import settings_of
 from ..pack import Pack
@@ -119,7 +120,7 @@ def _given(task: Task | None) -> str:
     return "--image picture.png" if "pixel_values" in task.inputs else "--audio recording.wav"
 
 
-def _license(manifest: m.Manifest) -> dict[str, Any]:
+def _license(manifest: m.Manifest) -> Json:
     if manifest.license_link:
         return {
             "license": "other",
@@ -139,7 +140,7 @@ def _labels(pack: Pack, task: Task | None) -> int:
     return len(pack.manifest.task.labels or ()) or (len(heads[-1]) if heads else 0)
 
 
-def _model_index(manifest: m.Manifest) -> list[dict[str, Any]] | None:
+def _model_index(manifest: m.Manifest) -> list[Json] | None:
     if not manifest.metrics:
         return None
     results = [

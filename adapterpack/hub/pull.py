@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from msgspec import structs
 
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
-from ..io import cache_folder, output_folder, own_folder, refuse_existing, strict_json
+from ..io import Json, cache_folder, output_folder, own_folder, refuse_existing, strict_json
 from ..manifest import manifest as m
 from ..pack import SIGNATURE, Pack, load
 from ..pack.pack import seal
@@ -55,7 +54,7 @@ class Pulled:
     changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the result as JSON values."""
         return dict(strict_json.plain({**vars(self), "path": str(self.path)}))
 

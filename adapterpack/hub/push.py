@@ -8,10 +8,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
-from ..io import scratch_folder, strict_json
+from ..io import Json, scratch_folder, strict_json
 from ..pack import MUTABLE, SIGNATURE, Pack
 from ..paths import StrPath
 from .artifact import CLOSED, KINDS, open_remote
@@ -47,7 +46,7 @@ class Pushed:
     tag: str | None = None
     dry_run: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the result as JSON values."""
         return dict(strict_json.plain(self))
 
@@ -234,7 +233,7 @@ class _Push:
         )
         return commit(remote, draft, self.progress)
 
-    def _post(self, path: str, value: dict[str, Any]) -> None:
+    def _post(self, path: str, value: Json) -> None:
         hub = Endpoint(endpoint(), self.token)
         with hub_errors(self.reference):
             with_retries(lambda: post_json(f"{hub.url}/api/{path}", hub, self.reference, value))

@@ -39,6 +39,8 @@ from .safetensors import count_of as count_of
 from .safetensors import dtype_name as dtype_name
 from .secret_files import require_private as require_private
 from .streamed_tensors import Streamed as Streamed
+from .strict_json import Config as Config
+from .strict_json import Json as Json
 from .threads import in_order as in_order
 from .threads import one_thread_each as one_thread_each
 from .threads import workers as workers

@@ -26,6 +26,7 @@ from ..errors import FormatError, excerpt, storage_errors
 from ..paths import StrPath
 from . import strict_json
 from .safe_open import open_regular, read_at_most, write_parts
+from .strict_json import Json
 
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 50_000
@@ -316,7 +317,7 @@ def plan(
         FormatError: the reader would refuse the file, for a tensor's name or rank, the number of tensors, or
             the length of the header.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: Json = {"__metadata__": dict(metadata)} if metadata else {}
     sizes, offset = [], 0
     for name, dtype, shape in tensors:
         _check_name(name, f"tensor {name[:MAX_NAME]}")

@@ -17,6 +17,10 @@ import msgspec
 from ..errors import FormatError
 from ..library_errors import library_errors
 
+Json = dict[str, Any]
+"""An object of JSON: one that was read, or one that is made to be written."""
+Config = Mapping[str, Any]
+"""An object of JSON that is only looked at, such as a model's configuration."""
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53
 MAX_PARTS = {"{": 200_000, "[": 200_000, ":": 400_000, ",": 1_000_000}

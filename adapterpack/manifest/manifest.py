@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, field
 
 from ..errors import FormatError
-from ..io import Misfit, StrictStruct, strict_json, typed_json
+from ..io import Json, Misfit, StrictStruct, strict_json, typed_json
 from ..tasks.data import MARKED, ONE
 from . import structs
 from .integrity import digests_in, require_whole, seal
@@ -180,7 +180,7 @@ class Manifest(StrictStruct, dict=True):
         """What the logits of the pack's head mean, as ``problem_type`` in transformers' configs."""
         return next((feature for feature in self.must_understand if feature in MARKED), ONE.name)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the manifest as plain JSON values."""
         return {**strict_json.plain(self), "integrity": self.integrity}
 
@@ -225,7 +225,7 @@ def parse(data: bytes, where: object, value: Any = None) -> Manifest:
     return manifest
 
 
-def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
+def _require_known(value: Any, data: bytes, where: object) -> Json:
     """Returns the JSON value in ``data`` after checking that it is a manifest that this version understands
     and that its bytes are unchanged.
     """
@@ -255,7 +255,7 @@ def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
     return value
 
 
-def _convert(value: dict[str, Any], where: object) -> Manifest:
+def _convert(value: Json, where: object) -> Manifest:
     """Converts a JSON value to a manifest of the current version."""
     config = value.get("config")
     refuse_layer_replication(config.get("repeated_layers") if isinstance(config, dict) else None, where)

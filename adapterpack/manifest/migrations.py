@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..errors import FormatError, Unsupported, excerpt
+from ..io import Json
 
 EACH = "[]"
 """In a place: every item of a list."""
@@ -62,7 +63,7 @@ STEPS: dict[str, Upgrade] = {
 """Version -> the step that upgrades it."""
 
 
-def upgrade(value: dict[str, Any]) -> dict[str, Any]:
+def upgrade(value: Json) -> Json:
     """Returns the manifest in the newest version that the steps reach; ``value`` itself is not changed.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta, field
 
-from ..io import DTYPES, Misfit, StrictStruct
+from ..io import DTYPES, Json, Misfit, StrictStruct
 from ..io.typed_json import escape_key, find_duplicates
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -451,7 +451,7 @@ class TrainingClaims(TypedDict, total=False):
     ]
 
 
-def settings_of(training: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(training: Mapping[str, Any]) -> Json:
     """Returns what a pack says about its training, without the curves, which reports plot.
 
     Example:

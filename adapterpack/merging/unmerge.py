@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -22,7 +21,7 @@ from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
 from ..base import Checkpoint, copy_carried
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
-from ..io import Scratch, Span, copy_span, open_descriptor, output_folder, strict_json
+from ..io import Json, Scratch, Span, copy_span, open_descriptor, output_folder, strict_json
 from ..io import safetensors as st
 from ..manifest import manifest as m
 from ..pack import Pack, as_pack
@@ -46,7 +45,7 @@ class UnmergeReport:
     proof: str
     tensors: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the report as ``unmerge --json`` prints it."""
         return {"kind": "unmerge", **dataclasses.asdict(self)}
 
@@ -92,7 +91,7 @@ def unmerge(
     return _compute_base(record, source, opened, Path(out))
 
 
-def _merge_record(merged: Checkpoint) -> dict[str, Any]:
+def _merge_record(merged: Checkpoint) -> Json:
     """Returns the merge's record in the metadata of the files."""
     notes = {file.metadata.get(layout.NOTE) for file in merged.files.values()}
     try:
@@ -110,11 +109,11 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
             expected=f"'{layout.NOTE}' in the metadata of its files",
             remedy="name a folder that adapterpack merge wrote",
         ) from error
-    checked: dict[str, Any] = record
+    checked: Json = record
     return checked
 
 
-def _verify_base(record: dict[str, Any], base: Checkpoint, where: object) -> str:
+def _verify_base(record: Json, base: Checkpoint, where: object) -> str:
     """Compares a base with the recorded fingerprint; returns the strongest level that was compared."""
     for level in ("structure", "probe", "content"):
         wanted = record["base"].get(level)
@@ -129,7 +128,7 @@ def _verify_base(record: dict[str, Any], base: Checkpoint, where: object) -> str
     return "content" if record["base"].get("content") else "probe"
 
 
-def _copy_base(record: dict[str, Any], base: Checkpoint, out: Path) -> UnmergeReport:
+def _copy_base(record: Json, base: Checkpoint, out: Path) -> UnmergeReport:
     proof = _verify_base(record, base, base.folder)
     with output_folder(out) as folder:
         for name in (*base.files, *([base.index_name] if base.index is not None else [])):
@@ -149,7 +148,7 @@ def _copy_base(record: dict[str, Any], base: Checkpoint, out: Path) -> UnmergeRe
     return UnmergeReport(str(out), "copied", proof, len(base.tensors))
 
 
-def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack], out: Path) -> UnmergeReport:
+def _compute_base(record: Json, merged: Checkpoint, packs: list[Pack], out: Path) -> UnmergeReport:
     weights = {pack["id"]: float(pack["weight"]) for pack in record["packs"]}
     if sorted(weights) != sorted(pack.id for pack in packs):
         raise BaseMismatch(

@@ -6,11 +6,11 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..adapter_methods import WITH_BASE, BaseChange, OfBase
 from ..errors import ConfigError, Unsupported
-from ..io import TENSORS, SafetensorsFile, Streamed
+from ..io import TENSORS, Json, SafetensorsFile, Streamed
 from ..io.safe_open import LARGE
 from ..manifest import MethodSites
 from ..manifest import manifest as m
@@ -27,7 +27,7 @@ class Imported(NamedTuple):
     """
 
     pack: Pack
-    unknown: dict[str, Any]
+    unknown: Json
     base_change: BaseChange | None = None
 
 

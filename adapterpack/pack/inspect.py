@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 from ..adapter_methods.nodes import as_text, decode
 from ..base import Checkpoint, compatibility
-from ..io import strict_json
+from ..io import Json, strict_json
 from ..paths import StrPath
 from .pack import Pack
 
 
-def describe(pack: Pack, path: StrPath) -> dict[str, Any]:
+def describe(pack: Pack, path: StrPath) -> Json:
     """Returns the summary of a pack already loaded from, or written to, ``path``; reads nothing again."""
     manifest = pack.manifest
     return {
@@ -31,7 +30,7 @@ def describe(pack: Pack, path: StrPath) -> dict[str, Any]:
     }
 
 
-def summary(pack: Pack) -> dict[str, Any]:
+def summary(pack: Pack) -> Json:
     """Returns what a pack's tensors are, what they change, and for which base."""
     manifest = pack.manifest
     adapters = manifest.adapter_groups
@@ -58,7 +57,7 @@ def summary(pack: Pack) -> dict[str, Any]:
     }
 
 
-def inspect_base(path: StrPath) -> dict[str, Any]:
+def inspect_base(path: StrPath) -> Json:
     """Returns a summary of a base checkpoint as JSON values."""
     base = Checkpoint(path)
     return {

@@ -20,7 +20,7 @@ from ..adapter_methods import PROMPT, Arrays, Method, Site, Tensors, resolve_con
 from ..adapter_methods.core.shapes import check_shapes
 from ..base import Fingerprint, Verdict, compatibility
 from ..errors import ConfigError, FormatError, NothingToDo, StorageError
-from ..io import TENSORS, SafetensorsFile, Streamed, output_folder
+from ..io import TENSORS, Json, SafetensorsFile, Streamed, output_folder
 from ..io.streamed_tensors import Unread
 from ..manifest import manifest as m
 from ..manifest.digests import digest_tensors, entry_of, file_entry, write_files
@@ -425,7 +425,7 @@ def build(
         site: Site,
         cfg: Any,
         params: Tensors,
-        config: dict[str, Any],
+        config: Json,
         host: Method | None,
     ) -> None:
         adapted.append((method, cfg, site))
@@ -508,7 +508,7 @@ def seal(
     )
 
 
-def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _shared_config(configs: list[Any]) -> tuple[Json, list[Json]]:
     """Returns the settings that all sites share, and for each site the settings that differ; settings only
     for training are dropped.
     """

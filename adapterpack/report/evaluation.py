@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..io import Json
 from ..readable import MISSING, number, things
 from .page import render
 
@@ -76,7 +77,7 @@ def _gain(one: Result) -> str:
     return ", better" if gain["low"] > 0 else ", worse" if gain["high"] < 0 else ""
 
 
-def _confusion_map(model: Result) -> dict[str, Any]:
+def _confusion_map(model: Result) -> Json:
     """Returns the map of the labels that occur most, each cell with its count and its share of its row."""
     labels, counts = model["confusion"]["labels"], model["confusion"]["counts"]
     shown = sorted(sorted(range(len(labels)), key=lambda at: -sum(counts[at]))[:_MOST_LABELS])

@@ -10,16 +10,16 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..base import copy_carried
 from ..bundle import GENAI_FILE, GRAPH, PAST, PRESENT, Bundle, MappedSite
 from ..bundle.manifest import FILE_NAME
 from ..errors import OutputExists, Unsupported
-from ..io import cache_folder, output_folder, strict_json
+from ..io import Config, cache_folder, output_folder, strict_json
 from ..manifest.structs import Base
 from ..onnx_graph import GraphFile, require_safe
 from ..onnx_graph.graph_file import DTYPES
@@ -72,8 +72,8 @@ class OtherFolder(NamedTuple):
     """
 
     graph: GraphFile
-    model: Mapping[str, Any]
-    decoder: Mapping[str, Any]
+    model: Config
+    decoder: Config
 
 
 def read_folder(folder: Path) -> OtherFolder:
@@ -99,9 +99,7 @@ def read_folder(folder: Path) -> OtherFolder:
     return OtherFolder(GraphFile(folder / name), model, told)
 
 
-def _write(
-    graph: GraphFile, model: Mapping[str, Any], told: Mapping[str, Any], out: Path, finish: Finish | None
-) -> None:
+def _write(graph: GraphFile, model: Config, told: Config, out: Path, finish: Finish | None) -> None:
     """Writes the bundle of a graph."""
     bundle = bundle_of(graph, told)
     _link(graph, out)
@@ -110,7 +108,7 @@ def _write(
     (bundle if finish is None else finish(bundle, out)).write(out)
 
 
-def bundle_of(graph: GraphFile, told: Mapping[str, Any]) -> Bundle:
+def bundle_of(graph: GraphFile, told: Config) -> Bundle:
     """Returns the manifest of a graph's bundle, without files, after it has given the graph's caches the
     sizes that the configuration of its decoder has ``told``.
 
@@ -223,7 +221,7 @@ def _link(graph: GraphFile, out: Path) -> None:
     (out / GRAPH).write_bytes(graph.model.SerializeToString())
 
 
-def _describe(model: Mapping[str, Any], told: Mapping[str, Any], out: Path) -> None:
+def _describe(model: Config, told: Config, out: Path) -> None:
     """Writes the model's configurations where the folder has none, from that of onnxruntime-genai."""
     ids = {key: model[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in model}
     sizes = {

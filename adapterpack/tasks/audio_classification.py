@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .data import Labels, Row, file_of, report_of
+from .data import Encoded, Labels, Row, file_of, report_of
 from .one_pass import NoOptions, OnePass, PreparedRow
 from .session import RowInputs
 from .sounds import positions_of
@@ -22,7 +22,7 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     return PreparedRow(inputs, positions=positions_of(inputs))
 
 
-def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[Encoded]:
     """Returns what the model hears of each recording, computed when a batch needs it, and the training target
     of its label. The columns are ``audio``, the path of a file, and ``label`` or ``labels``.
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, excerpt
-from .data import Labels, Row, file_of, map_rows, report_of
+from ..io import Config
+from .data import Encoded, Labels, Result, Row, file_of, map_rows, report_of
 from .session import TaskSession
 from .targets import target_ids
 from .task import MAIN, TASKS, Part, Task, TaskTraining
@@ -18,7 +19,7 @@ from .text_generation import completions
 
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Returns ``completion`` for each row: the recognised text. Besides the parameters of generation,
     ``language`` is the code of the language spoken, by default the likeliest, and ``speech_task`` is
     ``transcribe``, or ``translate`` into English.
@@ -32,15 +33,13 @@ def answer(
     return completions(session, [], adapters, sampling, inputs)
 
 
-def languages_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def languages_of(config: Config) -> dict[str, Any]:
     """Returns the languages that a ``generation_config.json`` names, by their codes -> their tokens."""
     named = config.get("lang_to_id")
     return {str(name).strip("<|>"): token for name, token in named.items()} if isinstance(named, dict) else {}
 
 
-def first_tokens(
-    config: Mapping[str, Any], language: str | None, task: str = "transcribe"
-) -> list[Sequence[Any]]:
+def first_tokens(config: Config, language: str | None, task: str = "transcribe") -> list[Sequence[Any]]:
     """Returns with what an answer begins, as transformers begins it: the language, which is the likeliest
     where None is given, the task, and that no times follow. A model that names no languages begins as it
     will.
@@ -72,7 +71,7 @@ def first_tokens(
 
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns the features of each recording, computed when a batch needs them, and the token ids of its
     text. The columns are ``audio``, the path of a file, and ``text`` or ``sentence``.
 
@@ -83,7 +82,7 @@ def encode(
     column = report.read_pair(rows.column_names, "audio", ("text", "sentence"), "speech recognition needs")
     start = getattr(media.config, "decoder_start_token_id", None)
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         ids = target_ids(media.tokenizer, row[column], max_length + 1, place, start)
         report.cut += len(ids) > max_length
         return {"sound": partial(media.sound, row["audio"], place), "labels": ids[:max_length]}
@@ -91,7 +90,7 @@ def encode(
     return report.encode(rows, encode_row)
 
 
-def _hears(config: Mapping[str, Any]) -> bool:
+def _hears(config: Config) -> bool:
     """Whether a model with encoder and decoder reads bands of sound, by its config or that of its encoder."""
     encoder = config.get("encoder_config")
     nested = config.get("is_encoder_decoder") and isinstance(encoder, dict) and encoder.get("num_mel_bins")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, excerpt
-from .data import Labels, Row, file_of, report_of
+from .data import Encoded, Labels, Result, Row, file_of, report_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .sounds import FRAMES, positions_of
@@ -39,7 +39,7 @@ def prepare(session: RowInputs, row: Row, options: SpeechOptions) -> PreparedRow
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: SpeechOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``text``, and with ``timestamps`` the ``chunks``: the text of each word, and its first and last
     second. They are those of the most likely token of every frame.
     """
@@ -50,7 +50,7 @@ def result(
 
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns what the model hears of each recording, computed when a batch needs it, and the token ids of
     its text. The columns are ``audio``, the path of a file, and ``text`` or ``sentence``.
 
@@ -60,7 +60,7 @@ def encode(
     report = report_of(where)
     column = report.read_pair(rows.column_names, "audio", ("text", "sentence"), "speech recognition needs")
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         text = row[column]
         if not isinstance(text, str) or not text.strip():
             raise ConfigError("a row without a text", where=place, found=excerpt(text))

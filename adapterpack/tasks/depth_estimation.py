@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ..errors import ConfigError, excerpt
-from .data import Labels, Row, report_of
+from .data import Encoded, Labels, Result, Row, report_of
 from .one_pass import OnePass, PreparedRow
 from .pixel_maps import nearest, png, prepare, resize
 from .session import Arrays, RowHead, RowInputs
@@ -36,7 +36,7 @@ class DepthOptions:
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: DepthOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``depth``, as large as the picture was: its ``size``, least and largest number, and the map."""
     depth = resize(outputs["predicted_depth"][0], row.notes)
     low, high = float(depth.min()), float(depth.max())
@@ -49,7 +49,7 @@ def result(
 
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns the pixels of each image and its depth in the same size, read when a batch needs them. The
     columns are ``image``, the path of a picture, and ``depth_map``, the path of a ``.npy`` file with the
     distance of each pixel; 0 where it is not known.
@@ -60,7 +60,7 @@ def encode(
     report = report_of(where)
     report.read_pair(rows.column_names, "image", ("depth_map",), "depth estimation needs")
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         if not isinstance(row["depth_map"], str):
             raise ConfigError(
                 "a row needs a depth map",
@@ -73,7 +73,7 @@ def encode(
     return report.encode(rows, encode_row)
 
 
-def _targets(media: Any, row: Row, place: object) -> dict[str, Any]:
+def _targets(media: Any, row: Row, place: object) -> Encoded:
     """Returns the inputs of a row. Each pixel gets the depth of the nearest one, since unknown depths cannot
     be averaged.
     """

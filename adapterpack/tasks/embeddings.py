@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, excerpt
+from .data import Result
 from .session import RowInputs
 
 
@@ -83,7 +83,7 @@ def width_of(session: RowInputs) -> object:
     return outputs[0].shape[-1] if outputs and outputs[0].shape else None
 
 
-def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
+def embedding(vector: np.ndarray, options: EmbeddingOptions) -> Result:
     """Returns a vector as the answer to a row.
 
     Example:
@@ -99,7 +99,7 @@ def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
 
 def pool(
     session: RowInputs, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns the answer to a row with hidden states ``[1, positions, n]``, pooled over the positions of its
     mask by the bundle's method.
     """

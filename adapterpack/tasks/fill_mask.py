@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..errors import ConfigError, excerpt
-from .data import Row, probabilities
+from .data import Result, Row, probabilities
 from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
 from .task import TASKS, Task
@@ -31,7 +29,7 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``words``: text and probability of each, for the first mask."""
     chances = probabilities(outputs["logits"][0, row.notes])
     best = np.argsort(-chances, kind="stable")[:BEST]

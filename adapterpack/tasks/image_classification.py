@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .data import Labels, Row, file_of, report_of
+from .data import Encoded, Labels, Row, file_of, report_of
 from .one_pass import NoOptions, OnePass, PreparedRow
 from .session import RowInputs
 from .task import MAIN, TASKS, Part, Task, TaskTraining
@@ -17,7 +17,7 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     return PreparedRow({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
-def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[Encoded]:
     """Returns the pixels of each image, computed when a batch needs them, and the training target of its
     label. The columns are ``image``, the path of a picture, and ``label`` or ``labels``.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .data import Row, file_of
+from .data import Result, Row, file_of
 from .embeddings import EmbeddingOptions, pool, width_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
@@ -19,7 +17,7 @@ def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``embedding``: the hidden states of the image, pooled by the bundle's method."""
     return pool(session, next(iter(outputs.values())), None, options)
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from .conversations.encoding import by_row
 from .conversations.form import Conversation
-from .data import IGNORED, OWN_COLUMNS, Labels, Picture, Row, file_of, map_rows, prompt_of
+from .data import IGNORED, OWN_COLUMNS, Encoded, Labels, Picture, Result, Row, file_of, map_rows, prompt_of
 from .session import TaskSession
 from .task import DECODER, GRID, MAIN, TASKS, Part, Task, TaskTraining
 from .text_generation import completions
@@ -17,7 +17,7 @@ from .text_generation import completions
 
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Returns ``completion`` for each row, as for text generation. A row has one ``image`` or a list of them,
     or images in the content of its messages.
     """
@@ -38,7 +38,7 @@ _COLUMNS = ("images", "image")
 
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns token ids and labels as for text generation, and the pictures of each row, read again when a
     batch needs them. The rows have the column ``image`` or ``images`` in addition to the columns of a format
     for language models; a text has ``<image>`` or the model's own mark for each, or none: then it begins with
@@ -126,7 +126,7 @@ def _fill(
 
 def _with_images(
     part: Mapping[str, Any], media: Any, seen: Sequence[tuple[str, int]], where: object
-) -> dict[str, Any]:
+) -> Encoded:
     """Returns a row with as many image tokens as its pictures have features: those of each in the place of
     its mark, or all at the beginning.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .data import Row, file_of, map_rows
+from .data import Result, Row, file_of, map_rows
 from .session import TaskSession
 from .task import MAIN, TASKS, Part, Task
 from .text_generation import completions
@@ -15,7 +15,7 @@ from .text_generation import completions
 
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Returns ``completion`` for each row: the text for the image."""
     pixels = session.pixels(map_rows(rows, lambda row: file_of(row, "image")))
     return completions(session, [], adapters, sampling, {"pixel_values": pixels})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .data import Labels, Row, file_of, no_head, report_of
+from .data import Encoded, Labels, Result, Row, file_of, no_head, report_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .task import ANY_SIZE, MAIN, TASKS, Part, Task, TaskTraining
@@ -48,7 +48,7 @@ def prepare(session: RowInputs, row: Row, options: Any) -> PreparedRow:
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: DetectionOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``objects``, the most certain first: ``label``, ``score`` and ``box`` in pixels of the picture
     as it was given.
 
@@ -98,7 +98,7 @@ def categories(objects: Any) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[Encoded]:
     """Returns the pixels of each image and the boxes in it, computed when a batch needs them. The columns are
     ``image``, the path of a picture, and ``objects``: ``bbox``, lists of ``[x, y, width, height]`` in its
     pixels, and ``category``, a label for each.
@@ -110,7 +110,7 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
     report = report_of(where)
     report.read_pair(rows.column_names, "image", ("objects",), "object detection needs")
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         names, boxes = read_objects(row, place)
         targets = [labels.target(name, place) for name in names]
         return {"image": partial(_targets, media, row["image"], boxes, targets, place)}
@@ -137,7 +137,7 @@ def read_objects(row: Row, place: object) -> tuple[list[Any], list[list[float]]]
     return names, boxes
 
 
-def _targets(media: Any, image: Any, boxes: list[Any], targets: list[int], place: object) -> dict[str, Any]:
+def _targets(media: Any, image: Any, boxes: list[Any], targets: list[int], place: object) -> Encoded:
     """Returns the inputs of a picture, and its boxes as shares of it: center, width and height."""
     pixels, (height, width) = media.sized_pixels(image, place)
     corners = np.array(boxes, np.float32).reshape(-1, 4)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ConfigError, excerpt, nearest
-from .data import Row, text_of
+from .data import Result, Row, text_of
 from .session import Arrays, RowHead, RowInputs
 
 
@@ -52,7 +52,7 @@ class OnePass:
     """
 
     prepare: Callable[[RowInputs, Row, Any], PreparedRow]
-    result: Callable[[RowInputs, PreparedRow, Arrays, RowHead, Any], dict[str, Any]]
+    result: Callable[[RowInputs, PreparedRow, Arrays, RowHead, Any], Result]
     options: type[Any] = NoOptions
 
     def options_of(self, given: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..readable import things
 from .conversations.form import text_of
-from .data import DataReport, Labels, Row, no_head, probabilities, report_of, types_of
+from .data import DataReport, Encoded, Labels, Result, Row, no_head, probabilities, report_of, types_of
 from .one_pass import NoOptions, OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, TaskTraining
@@ -31,7 +31,7 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns the most likely span of the context and its character positions; the span is empty if no answer
     is more likely.
     """
@@ -74,7 +74,7 @@ def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> t
 
 def encode(
     rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns token ids of question and context, and the positions where the answer begins and ends. The
     columns are ``question``, ``context`` and ``answers`` (lists ``text`` and ``answer_start``, whose first
     entries are used), as in SQuAD. A CSV or TSV file may have ``answer`` instead of ``answers``, with

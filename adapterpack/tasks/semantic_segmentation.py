@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ConfigError, excerpt
-from .data import Labels, Row, no_head, report_of
+from .data import Encoded, Labels, Result, Row, no_head, report_of
 from .one_pass import OnePass, PreparedRow
 from .pixel_maps import linear, nearest, png, prepare, resize
 from .session import Arrays, RowHead, RowInputs
@@ -40,7 +40,7 @@ class SegmentationOptions:
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: SegmentationOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``segmentation``, as large as the picture was: its ``size``, and the ``segments``, the largest
     first, each with its ``label``, ``id`` and number of ``pixels``.
 
@@ -80,7 +80,7 @@ def _runs(mask: np.ndarray) -> list[int]:
     return [*([0] if runs[0][0] else []), *(count for _, count in runs)]
 
 
-def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[Encoded]:
     """Returns the pixels of each image and the label of each in the same size, read when a batch needs them.
     The columns are ``image``, the path of a picture, ``mask``, the path of a PNG whose pixels are numbers,
     and ``labels``, the names of the numbers from 0 on; 255 is a pixel of which nothing is to be learned.
@@ -91,7 +91,7 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
     report = report_of(where)
     report.read_pair(rows.column_names, "image", ("mask",), "semantic segmentation needs")
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         targets = [labels.target(name, place) for name in names_of(row["labels"])]
         return {"image": partial(_targets, media, row, targets, place)}
 
@@ -107,7 +107,7 @@ _UNKNOWN = 255
 """The number of a pixel without a label, as data sets write it and transformers' losses leave it out."""
 
 
-def _targets(media: Any, row: Row, targets: list[int], place: object) -> dict[str, Any]:
+def _targets(media: Any, row: Row, targets: list[int], place: object) -> Encoded:
     """Returns the inputs of a row."""
     pixels = media.pixels(row["image"], place)
     mask = nearest(media.mask(row["mask"], place), pixels.shape[1:])

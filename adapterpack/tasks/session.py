@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .data import ONE, Picture, Recording, no_head
+from .data import ONE, Picture, Recording, Result, no_head
 from .data.problems import ProblemType
 
 Arrays = dict[str, np.ndarray]
@@ -25,7 +25,7 @@ class RowHead(NamedTuple):
     labels: Sequence[str] | None
     problem: ProblemType = ONE
 
-    def score(self, logits: np.ndarray) -> dict[str, Any]:
+    def score(self, logits: np.ndarray) -> Result:
         """Returns the result for one row of logits ``[labels]``; logits beyond the head's own labels belong
         to other adapters.
         """
@@ -50,7 +50,7 @@ class RowInputs(Protocol):
     def encode(self, texts: Sequence[str]) -> Arrays:
         """Encodes texts as a padded batch: ``input_ids`` and ``attention_mask``."""
 
-    def transcript(self, ids: Sequence[int], timestamps: bool) -> dict[str, Any]:
+    def transcript(self, ids: Sequence[int], timestamps: bool) -> Result:
         """Returns the text of the ids of all frames, and the seconds of its words if they are wanted."""
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[Span | None]]]:

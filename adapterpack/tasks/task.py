@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnknownName, Unsupported, nearest
+from ..io import Config
 from ..registry import Registry
-from .data import LABEL_COLUMNS, Row
+from .data import LABEL_COLUMNS, Encoded, Result, Row
 from .data.problems import IGNORED as IGNORED  # noqa: PLC0414 - a name of this module too
 from .one_pass import OnePass
 from .session import Arrays, TaskSession
@@ -85,9 +86,9 @@ _SUPPLIED = frozenset(
 _AT_ONCE = frozenset({"plain", "encoder"})
 """Forms of graphs that read a row in one pass."""
 
-Answer = Callable[[TaskSession, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
+Answer = Callable[[TaskSession, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[Result]]
 """(session, rows, adapter of each row, sampling parameters) -> the result for each row."""
-Encode = Callable[[Any, Any, int, object, Any], list[dict[str, Any]]]
+Encode = Callable[[Any, Any, int, object, Any], list[Encoded]]
 """(rows of data, tokenizer, maximum number of tokens, source of the rows, :class:`.problems.Labels` if the
 task has labels) -> token ids and targets of each row that can be learned.
 """
@@ -186,7 +187,7 @@ class Task:
     parts: tuple[Part, ...] = (Part(MAIN, "plain", TEXT),)
     heads: tuple[str, ...] = ()
     labelled: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
     prompt: Callable[[Row], Any] | None = None
     training: TaskTraining | None = None
@@ -232,7 +233,7 @@ class Task:
         """
         return self.generates and "input_ids" in self.main.inputs
 
-    def fits(self, architecture: str, config: Mapping[str, Any]) -> bool:
+    def fits(self, architecture: str, config: Config) -> bool:
         """Whether a model class with this config belongs to the task."""
         return architecture.endswith(self.suffixes) and (self.recognizes is None or self.recognizes(config))
 
@@ -300,7 +301,7 @@ def get_task(name: str) -> Task:
     return task
 
 
-def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
+def task_of(architecture: str, config: Config | None = None) -> Task:
     """Returns the task of a model class, from the end of the class name and from the config; feature
     extraction if nothing else fits.
 
@@ -313,7 +314,7 @@ def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
     return _fitting(architecture, config) or TASKS["feature-extraction"]
 
 
-def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -> str:
+def type_of(architecture: str | None, config: Config | None = None) -> str:
     """Returns the name of the task of a model class, as a pack records it; ``NO_TASK`` if there is none.
 
     Example:
@@ -324,7 +325,7 @@ def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -
     return NO_TASK if task is None else task.name
 
 
-def _fitting(architecture: str, config: Mapping[str, Any] | None) -> Task | None:
+def _fitting(architecture: str, config: Config | None) -> Task | None:
     """Returns the most specific task that a model class fits: one that recognizes its config, or else the one
     with the longest matching suffix.
     """
@@ -358,7 +359,7 @@ def task_of_peft(task_type: object) -> str:
     )
 
 
-def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) -> None:
+def require_encoder(task: Task, architecture: str, config: Config) -> None:
     """Checks that no other generating task is the right one for a model with encoder and decoder: such tasks
     differ in what the encoder reads.
 

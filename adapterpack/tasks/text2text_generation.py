@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .conversations.form import read_form, text_of
-from .data import Labels, Row, prompt_of, report_of
+from .data import Encoded, Labels, Row, prompt_of, report_of
 from .targets import target_ids
 from .task import MAIN, TASKS, TEXT, Part, Task, TaskTraining
 from .text_generation import answer
@@ -14,7 +14,7 @@ from .text_generation import answer
 
 def encode(
     rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns token ids of the source text and of the last answer with its end token; the rows have a format
     for language models.
 
@@ -26,7 +26,7 @@ def encode(
     report = report_of(where)
     form = read_form(rows, report)
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         with form.errors(place):
             *before, last = form.read(row).messages
             source = "\n".join(text_of(message["content"]) for message in before)

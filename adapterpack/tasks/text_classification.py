@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .data import LABEL_COLUMNS, OWN_COLUMNS, Labels, Row, report_of, text_of, types_of
+from .data import LABEL_COLUMNS, OWN_COLUMNS, Encoded, Labels, Result, Row, report_of, text_of, types_of
 from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, TaskTraining
@@ -43,12 +43,12 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``label`` and ``scores``."""
     return head.score(outputs["logits"][0])
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[Encoded]:
     """Returns token ids, token types and the training target of the label. The columns are ``label`` or
     ``labels`` and those of :data:`COLUMNS`.
 
@@ -60,7 +60,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     columns, label = columns_of(rows, where)
     report = report_of(where)
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         target, texts = labels.target(row[label], place), texts_of(row, columns, place)
         tokens = report.tokenize(tokenizer, max_length, *texts)
         return {"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)}

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .conversations.encoding import encode
-from .data import Row, map_rows, prompt_of
+from .data import Result, Row, map_rows, prompt_of
 from .session import Arrays, TaskSession
 from .task import DECODER, MAIN, TASKS, Part, Task, TaskTraining
 
 
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Returns for each row ``completion``, why it ended, and the numbers of tokens of prompt and
     completion.
     """
@@ -26,7 +26,7 @@ def completions(
     adapters: Sequence[str | None],
     sampling: Mapping[str, Any],
     inputs: Arrays | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Returns the answers to prompts, to ``inputs`` such as audio features, or to both. On request of
     ``sampling`` they include the tokens' log-probabilities, or several sequences of a beam search with their
     scores.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from .data import Encoded, Result
 from .data.problems import IGNORED, Labels
 from .data.report import DataReport, report_of
 from .data.rows import Row, types_of, words_of
@@ -33,7 +34,7 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``tokens``: the text of each, its character positions, its label and that label's probability;
     and ``entities``: the type, text and characters of each, by the labels of the first tokens of words. For
     token ids it returns the ``tokens`` with label and probability alone.
@@ -60,7 +61,7 @@ def result(
     return {"entities": found, "tokens": tokens}
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[Encoded]:
     """Returns token ids, and the label of each word at its first token. The columns are ``tokens``, lists of
     words, and ``labels``, ``ner_tags`` or ``tags``, with one label per word; both may also be texts with
     spaces between the items.
@@ -72,7 +73,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     report = report_of(where)
     column = label_column(rows, report)
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         words, wanted = words_and_labels(row, column, place)
         tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, excerpt
-from .data import PROMPTS, Labels, Row, file_of, report_of
+from .data import PROMPTS, Encoded, Labels, Result, Row, file_of, report_of
 from .embeddings import EmbeddingOptions, embedding, width_of
 from .one_pass import OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
@@ -31,14 +31,14 @@ def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
-) -> dict[str, Any]:
+) -> Result:
     """Returns ``embedding``, of a text or of an image."""
     return embedding(outputs[row.notes][0], options)
 
 
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns the pixels of each image, computed when a batch needs them, and the token ids of its text. The
     columns are ``image`` and ``text`` or ``caption``. Training learns which text of a batch belongs to which
     image (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
@@ -49,7 +49,7 @@ def encode(
     report = report_of(where)
     column = report.read_pair(rows.column_names, "image", ("text", "caption"), "images and texts need")
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
+    def encode_row(row: Row, place: object) -> Encoded:
         if not isinstance(row[column], str):
             raise ConfigError("a row without text", where=place, found=excerpt(row[column]))
         return {

@@ -10,6 +10,7 @@ import click
 import adapterpack
 
 from ...hub import folder_of
+from ...io import Json
 from ...readable import percent
 from ...report.audit import audit_report, worst_sites
 from ..options import common_options, flag, html_option, load_pack, open_page, option, weight_option
@@ -84,7 +85,7 @@ def command(
         print_line(f"the page is {html}")
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: Json) -> None:
     verdict, total = result["verdict"], result["total"]
     columns, rows = worst_sites(result, _SITES)
     if rows:

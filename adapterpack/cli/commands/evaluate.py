@@ -11,7 +11,7 @@ import click
 import adapterpack
 
 from ...hub import folder_of
-from ...io import output_file, refuse_existing
+from ...io import Json, output_file, refuse_existing
 from ...offline.job import encode_row
 from ...readable import things
 from ...report.evaluation import evaluation_report, evaluation_table, seen_note
@@ -66,7 +66,7 @@ def command(
     bundle: str,
     packs: tuple[str, ...],
     data: str,
-    columns: dict[str, Any],
+    columns: Json,
     adapters: tuple[str, ...],
     rows: int | None,
     on_bad_row: str,

@@ -13,6 +13,7 @@ import click
 from ...adapter_methods import INITS, broken_plugins, describe_traits, get, methods
 from ...adapter_methods.core.config import types_of_fields
 from ...adapter_methods.nodes import NODES, traits
+from ...io import Json
 from ..logs import log_message
 from ..options import common_options, suggest
 from ..output import print_facts, print_json, print_table
@@ -78,7 +79,7 @@ def command(name: str | None, as_json: bool) -> None:
         print_facts(listed[0])
 
 
-def _describe_node(kind: Any) -> dict[str, Any]:
+def _describe_node(kind: Any) -> Json:
     return {
         "name": kind.name,
         "summary": kind.summary,
@@ -90,7 +91,7 @@ def _describe_node(kind: Any) -> dict[str, Any]:
     }
 
 
-def _describe_init(init: Any) -> dict[str, Any]:
+def _describe_init(init: Any) -> Json:
     return {
         "name": init.name,
         "summary": init.summary,
@@ -101,7 +102,7 @@ def _describe_init(init: Any) -> dict[str, Any]:
     }
 
 
-def _describe(method: Any) -> dict[str, Any]:
+def _describe(method: Any) -> Json:
     return {
         "name": method.name,
         "summary": method.summary,
@@ -115,7 +116,7 @@ def _describe(method: Any) -> dict[str, Any]:
     }
 
 
-def _hyperparameters(config: type[Any]) -> list[dict[str, Any]]:
+def _hyperparameters(config: type[Any]) -> list[Json]:
     types = types_of_fields(config)
     return [
         {"name": field.name, "type": _type_name(types[field.name]), "default": _default(field)}

@@ -9,6 +9,7 @@ import click
 import adapterpack
 
 from ...composing.rules.rule import RULES
+from ...io import Json
 from ..options import common_options, suggest
 from ..output import print_facts, print_json, print_table
 
@@ -39,7 +40,7 @@ def command(name: str | None, as_json: bool) -> None:
         print_facts(described[0])
 
 
-def _describe(rule: Any) -> dict[str, Any]:
+def _describe(rule: Any) -> Json:
     return {
         "name": rule.name,
         "summary": rule.summary,

@@ -12,7 +12,7 @@ from typing import IO, Any
 import click
 
 from ...errors import ConfigError, NothingToDo, storage_errors
-from ...io import refuse_existing
+from ...io import Json, refuse_existing
 from ...offline.growing_file import OutputProgress, now
 from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_all, write_file, write_stream
 from ...offline.lines import Line, lines_of
@@ -159,7 +159,7 @@ def command(
 
 def _typed_rows(
     prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...]
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Builds the rows from the options: each prompt with its context, image and sound is one row."""
     every = (("prompt", prompts), ("context", contexts), ("image", images), ("audio", sounds))
     columns = {key: values for key, values in every if values}

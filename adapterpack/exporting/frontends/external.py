@@ -8,9 +8,9 @@ A later pass packs siblings again, with their adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from ...base import Checkpoint
 from ...bundle import PAST
 from ...errors import FormatError, Unsupported
 from ...graph_passes.sites import with_bias
+from ...io import Config
 from ...onnx_graph import GraphFile, TensorPlace, WeightPiece, add_initializer, inputs_of, require_safe
 from ...onnx_graph.match import match
 from ...onnx_graph.sandboxed_check import require_openable
@@ -266,7 +267,7 @@ def _name_inputs(model: ir.Model, base: Checkpoint) -> None:
             found=", ".join(list(inputs)[:8]),
             remedy="rename its inputs and outputs as Hugging Face's optimum does",
         )
-    config: Mapping[str, Any] = base.config
+    config: Config = base.config
     heads = config.get("num_attention_heads") or config.get("n_head") or 1
     width = config.get("head_dim") or (config.get("hidden_size") or config.get("n_embd") or 0) // heads
     for name, value in inputs.items():

@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import onnx_ir as ir
 from ...base import read_json
 from ...base.thresholds import reaches_of
 from ...graph_passes.sites import onnxscript_scope
+from ...io import Config
 from ...onnx_graph import SlicedTensor, add_initializer, constant_input, inputs_of, named_node
 from ...slots.precision import DEFAULT
 from ..tracing.example_inputs import config_of
@@ -133,7 +133,7 @@ def _separate_rows(graph: ir.Graph) -> None:
                 todo += [output for use in one.uses() for output in use.node.outputs]
 
 
-def _look_back(graph: ir.Graph, config: Mapping[str, Any]) -> None:
+def _look_back(graph: ir.Graph, config: Config) -> None:
     """Gives every attention the mask of its layer in models with sliding windows: the builder omits windows,
     or puts them at other layers than transformers does.
     """

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from ...base import CONFIG, Checkpoint, read_json
+from ...io import Config
 from ...manifest.manifest import Base
 from ...pack import Pack
 from ...pack.pack import seal
@@ -37,7 +38,7 @@ class LayerStack(NamedTuple):
     field: str
 
 
-def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> LayerStack | None:
+def stack_of(base: Checkpoint, config: Config) -> LayerStack | None:
     """Returns the stack that a transformers configuration describes, or None if the code cannot tell which
     tensors belong to it.
     """
@@ -54,7 +55,7 @@ def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> LayerStack | None:
     return None
 
 
-def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerStack, folder: Path) -> Path:
+def write_few_layers(base: Checkpoint, config: Config, stack: LayerStack, folder: Path) -> Path:
     """Writes the base's first layers, all tensors outside its stack, and a matching configuration to the new
     ``folder``.
 
@@ -113,7 +114,7 @@ def _stacks(base: Checkpoint) -> dict[str, int]:
     return found
 
 
-def _by_layer(settings: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
+def _by_layer(settings: Config, layers: int) -> dict[str, list[Any]]:
     """Returns the settings that have one value for each layer."""
     return {
         key: value for key, value in settings.items() if isinstance(value, list) and len(value) == layers > 1
@@ -130,7 +131,7 @@ def _list_contents(base: Checkpoint, layers: int) -> list[str]:
     return [str(sorted(content)) for content in contents]
 
 
-def _count_kinds(settings: Mapping[str, Any], layers: int, contents: list[str]) -> int:
+def _count_kinds(settings: Config, layers: int, contents: list[str]) -> int:
     """Returns how many of the first layers include each kind."""
     by_field = [contents, *(list(map(str, values)) for values in _by_layer(settings, layers).values())]
     kinds = list(zip(*(values for values in by_field if len(set(values)) <= _ALIKE), strict=True))

@@ -12,6 +12,7 @@ from ...base import Checkpoint, LongRows
 from ...base.thresholds import rows_past, thresholds_of
 from ...bundle import PRESENT
 from ...engine_graph.compare import in_pieces, largest_difference, require_close, takes_much
+from ...io import Config, Json
 from ...pack import Pack
 from ...runtime import Session, context_length, context_of
 from ...runtime.sessions.generate import virtual_tokens
@@ -49,7 +50,7 @@ def prove_long_rows(
     lengths: Sequence[int],
     tolerance: float,
     left: bool,
-) -> dict[str, Any]:
+) -> Json:
     """Runs rows of these ``lengths`` as one ragged batch with a short row, with every adapter in turn, and
     one more token on their caches where the model generates. Returns the largest difference from torch on
     each row alone, as a share of the largest output, and the lengths. Rows that would take too much memory
@@ -140,7 +141,7 @@ def _error(
     return float(np.max(errors))  # NaN stays NaN
 
 
-def _describe(config: Mapping[str, Any], length: int, lengths: Sequence[int]) -> str:
+def _describe(config: Config, length: int, lengths: Sequence[int]) -> str:
     """Describes a row's length and the last threshold that it or its next token exceeds."""
     passed = [
         threshold
@@ -151,7 +152,7 @@ def _describe(config: Mapping[str, Any], length: int, lengths: Sequence[int]) ->
     return f"a row of {length} tokens{why} among rows of {', '.join(str(other) for other in lengths)}"
 
 
-def report_of(source: ExportSource, plan: LongRows, proved: Mapping[str, Any]) -> dict[str, Any]:
+def report_of(source: ExportSource, plan: LongRows, proved: Mapping[str, Any]) -> Json:
     """Returns the parity report's entry on lengths: the rows that were ``proved``, those proved on few
     layers, and those left out.
     """

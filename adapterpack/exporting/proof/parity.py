@@ -17,6 +17,7 @@ from ...base.thresholds import SHORT
 from ...bundle import PRESENT, Bundle, MappedSite
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
+from ...io import Json
 from ...readable import StepCounter
 from ...runtime import Session, canary
 from ...slots.precision import NONE_BELOW, precision
@@ -91,7 +92,7 @@ def prove_bundle(
     return dataclasses.replace(proved, parity={**proved.parity, "proof": report})
 
 
-def _nothing(bundle: Bundle, plan: ProofPlan) -> dict[str, Any]:
+def _nothing(bundle: Bundle, plan: ProofPlan) -> Json:
     """Returns the parity report of a bundle that is not proved."""
     why = {adapter.name: "the export was not proved" for adapter in bundle.adapters}
     return {
@@ -124,9 +125,7 @@ def _against_torch(
     return _on_some_side(bundle, folder, source, paddings, rows, whole.model, say)
 
 
-def _by_itself(
-    bundle: Bundle, folder: Path, source: ExportSource, say: Callable[[str], None]
-) -> dict[str, Any]:
+def _by_itself(bundle: Bundle, folder: Path, source: ExportSource, say: Callable[[str], None]) -> Json:
     """Compares the rows of a batch with the same rows alone, and with another adapter in each row, without
     torch; returns these entries of the parity report.
 
@@ -183,7 +182,7 @@ def prove(
     model: PreTrainedModel,
     plan: LongRows = SHORT,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> Json:
     """Compares the bundle in ``folder`` with the source's ``model`` in torch and returns the parity report:
     for the base and each adapter the largest absolute and relative error, and the agreement of argmax.
 
@@ -264,7 +263,7 @@ def _itself_steps(session: Session, count: int) -> int:
 
 def _agreement(
     session: Session, batch: Arrays, outputs: dict[str | None, Arrays], scale: float, steps: StepCounter
-) -> dict[str, Any]:
+) -> Json:
     """Returns the differences of a graph from itself: ``mixed`` adapters in a batch, and rows ``alone``.
 
     Raises:

@@ -8,13 +8,12 @@ out] with the scale in B, so adapter files of both tools are interchangeable.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ...base import read_json
 from ...bundle import GENAI_FILE, GRAPH, PAST, Bundle, Port, growing_axis
 from ...errors import Unsupported
 from ...graph_passes.attach import default_slot_name
-from ...io import strict_json
+from ...io import Json, strict_json
 from ...runtime import Tokenizer
 from ...slots.values import PEFT_NAMES
 from .base import TARGETS, Target
@@ -42,7 +41,7 @@ _TYPES = frozenset(
 """Model types that onnxruntime-genai knows by name; it treats every other decoder as ``decoder``."""
 _FED = ("input_ids", "attention_mask", "position_ids")
 """The inputs that onnxruntime-genai feeds, besides the cache."""
-_SEARCH: dict[str, Any] = {
+_SEARCH: Json = {
     "do_sample": False,
     "temperature": 1.0,
     "top_k": 50,
@@ -55,7 +54,7 @@ def _write(folder: Path, bundle: Bundle) -> None:
     (folder / GENAI_FILE).write_bytes(strict_json.canonical(genai_config(folder, bundle)))
 
 
-def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
+def genai_config(folder: Path, bundle: Bundle) -> Json:
     """Returns the config for the bundle in ``folder``: cache sizes come from the graph, the other values from
     the model's own config.
 

@@ -4,9 +4,8 @@ as floats, or some tensors of a base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from ...adapter_methods import row_blocks
 from ...base import CONFIG, Checkpoint, DequantizedCheckpoint, copy_carried, write_json
 from ...base.checkpoint import SINGLE
 from ...errors import storage_errors
-from ...io import FLOATS
+from ...io import FLOATS, Config
 from ...io import safetensors as st
 from ...merging.checkpoint.config import plain_config
 from ...merging.checkpoint.staging import require_space
@@ -65,7 +64,7 @@ def write_checkpoint(
     entries: Sequence[tuple[str, str, tuple[int, ...]]],
     read: Callable[[str, str, tuple[int, ...]], Iterable[np.ndarray]],
     source: Path,
-    config: Mapping[str, Any],
+    config: Config,
 ) -> None:
     """Writes a single-file checkpoint to the new ``folder``: the tensors ``entries`` (name, dtype, shape),
     whose numbers ``read`` yields in parts, this ``config``, and the small files of ``source``.

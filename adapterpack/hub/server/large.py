@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct
 from starlette.concurrency import run_in_threadpool
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...http.bodies import chunks_of
 from ...http.http_error import HTTPError, bad_request
+from ...io import Json
 from .parts import part_sizes
 from .requests import HubRequest
 from .storage import SPARE
@@ -62,7 +63,7 @@ def batch(asked: HubRequest) -> Response:
     return JSONResponse({"transfer": "basic", "objects": answer}, media_type="application/vnd.git-lfs+json")
 
 
-def _action(asked: HubRequest, wanted: LargeObject, in_parts: bool) -> dict[str, Any]:
+def _action(asked: HubRequest, wanted: LargeObject, in_parts: bool) -> Json:
     access, sha256, size = asked.hub.access, wanted.oid, wanted.size
     place, sizes = f"{asked.origin}/lfs/{sha256}", part_sizes(size, asked.hub.part) if in_parts else None
     if sizes is None:

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from ...http.http_error import HTTPError, bad_request
+from ...io import Json
 from ..transport import names
 from ..transport.client import MAX_LISTED
 from .requests import HubRequest
@@ -160,13 +161,13 @@ def _commit(asked: HubRequest) -> tuple[str, Commit]:
     return oid, asked.hub.storage.commit(asked.repo, oid)
 
 
-def _list_entry(path: str, entry: Entry | None) -> dict[str, Any]:
+def _list_entry(path: str, entry: Entry | None) -> Json:
     """Describes a file or a folder in a listing."""
     if entry is None:
         return {"type": "directory", "path": path[:-1], "size": 0, "oid": "0" * 40}
     return _describe(path, entry)
 
 
-def _describe(path: str, entry: Entry) -> dict[str, Any]:
+def _describe(path: str, entry: Entry) -> Json:
     large = {"lfs": {"oid": entry.sha256, "size": entry.size, "pointerSize": 130}} if entry.lfs else {}
     return {"type": "file", "path": path, "size": entry.size, "oid": entry.git, **large}

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...errors import ConfigError
 from ...http.http_error import HTTPError, bad_request
-from ...io import plain_yaml
+from ...io import Json, plain_yaml
 from ..transport import names
 from ..transport.client import MAX_LISTED
 from . import trees
@@ -145,7 +145,7 @@ def settings(asked: HubRequest) -> Response:
 
 def grant(asked: HubRequest) -> Response:
     """Grants a user access to the files of a gated repository."""
-    user = asked.json(dict[str, Any]).get("user")
+    user = asked.json(Json).get("user")
     if not isinstance(user, str) or not NAME.fullmatch(user):
         raise bad_request("user is a name")
 

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 from msgspec import Struct
 
 from ...errors import HubError
+from ...io import Json
 from . import names
 from .client import Remote, api, hub_errors, with_retries
 from .http import ByteLimit, Endpoint, allowed_seconds, open_response, post_json, request_json
@@ -182,7 +183,7 @@ def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]
     return large
 
 
-def _operation(path: str, file: LocalFile, large: bool) -> dict[str, Any]:
+def _operation(path: str, file: LocalFile, large: bool) -> Json:
     if large:
         return {
             "key": "lfsFile",

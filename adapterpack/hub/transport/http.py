@@ -21,6 +21,7 @@ from urllib.parse import urljoin
 import msgspec
 
 from ...errors import HubError
+from ...io import Json
 
 _T = TypeVar("_T")
 MAX_ANSWER = 16 << 20
@@ -241,7 +242,7 @@ def request_json(
     raise HubError("the hub does not answer as it should", where=where, expected=expected, found=found)
 
 
-def post_json(url: str, endpoint: Endpoint, where: object, value: dict[str, Any], **options: Any) -> None:
+def post_json(url: str, endpoint: Endpoint, where: object, value: Json, **options: Any) -> None:
     """Posts a JSON value and expects success without a result.
 
     Raises:

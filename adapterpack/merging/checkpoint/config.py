@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ...base.dtypes import TORCH
+from ...io import Config, Json
 from ...pack import Pack
 from ...tasks.data import MARKED, number_labels
 from .full_modules import FullModules
@@ -14,12 +14,12 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def merged_config(
-    config: Mapping[str, Any],
+    config: Config,
     packs: Sequence[Pack],
     full_modules: FullModules,
     dtype: str | None,
     untied: bool,
-) -> dict[str, Any]:
+) -> Json:
     """Returns the config of a merge of ``packs`` and their ``full_modules``; ``dtype`` is a safetensors name,
     or None to keep all dtypes.
 
@@ -37,7 +37,7 @@ def merged_config(
     return config if dtype is None else plain_config(config, TORCH[dtype])
 
 
-def plain_config(config: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
+def plain_config(config: Config, dtype: str = "float32") -> Json:
     """Returns the config of the same model without its quantization, in a dtype by torch's name.
 
     Example:
@@ -47,7 +47,7 @@ def plain_config(config: Mapping[str, Any], dtype: str = "float32") -> dict[str,
     return _with_dtype(_plain(config), dtype, top=True)
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(config: Config) -> Json:
     return {
         key: _plain(value) if key == "text_config" and isinstance(value, dict) else value
         for key, value in config.items()
@@ -55,12 +55,12 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _architecture(packs: Sequence[Pack]) -> dict[str, Any]:
+def _architecture(packs: Sequence[Pack]) -> Json:
     architectures = {pack.manifest.task.architecture for pack in packs} - {None}
     return {"architectures": list(architectures)} if len(architectures) == 1 else {}
 
 
-def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
+def _labels(pack: Pack, full_modules: FullModules) -> Json:
     """Returns the label maps of a head; a pack that names no labels gets numbered labels if the size of its
     head is unambiguous.
     """
@@ -83,7 +83,7 @@ def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
     }
 
 
-def _with_dtype(config: Mapping[str, Any], name: str, top: bool) -> dict[str, Any]:
+def _with_dtype(config: Config, name: str, top: bool) -> Json:
     """Returns the config with its dtype set, also in those parts (a text or vision model) that state one."""
     parts = {
         key: _with_dtype(value, name, top=False) if isinstance(value, dict) else value

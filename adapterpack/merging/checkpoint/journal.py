@@ -14,10 +14,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ...errors import StorageError
-from ...io import open_own_file, sync, take_lock
+from ...io import Json, open_own_file, sync, take_lock
 from ..fold.loss import LossSums
 from .jobs import JobShare
 
@@ -119,7 +118,7 @@ class Journal:
         """Releases the lock on the share."""
         os.close(self._file)
 
-    def _line(self, value: dict[str, Any]) -> None:
+    def _line(self, value: Json) -> None:
         os.write(self._file, json.dumps(value, separators=(",", ":")).encode() + b"\n")
 
 
@@ -166,7 +165,7 @@ def _sums(change: float, error: float, inner: float, moved: bool, noise: float =
     return LossSums(float(change), float(error), float(inner), bool(moved), float(noise))
 
 
-def _parse_line(raw: bytes) -> dict[str, Any]:
+def _parse_line(raw: bytes) -> Json:
     """Returns the object of a line; empty for an incomplete line and for anything but a line of a journal."""
     try:
         value = json.loads(raw[:_MAX_LINE]) if raw.endswith(b"\n") else {}

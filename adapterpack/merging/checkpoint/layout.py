@@ -16,7 +16,7 @@ from ...base import Checkpoint, WeightStorage
 from ...base.codecs.plain import plain_writer
 from ...base.tensor_rows import name_rows, rows_between
 from ...errors import Unsupported
-from ...io import DTYPES, FLOATS, TensorInfo, dtype_name
+from ...io import DTYPES, FLOATS, Json, TensorInfo, dtype_name
 from ...io.safetensors import plan
 from .base_model import MergeBase
 from .plan import MergePlan, MergeTarget
@@ -100,7 +100,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
     folds = sources(todo)
     built, written, cuts = [], set[str](), _cuts(base, [*folds, *todo.full_modules.replaced])
 
-    def source(name: str, info: TensorInfo, recoded: bool = False) -> dict[str, Any]:
+    def source(name: str, info: TensorInfo, recoded: bool = False) -> Json:
         """Returns where the bytes of a tensor, or of rows of one, come from."""
         if (value := todo.full_modules.replaced.get(name)) is not None:
             return {"value": value}
@@ -122,7 +122,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
         return Item(place, pieces=tuple(pieces))
 
     for shard, file in base.files.items():
-        items: dict[str, dict[str, Any]] = {}
+        items: dict[str, Json] = {}
         entries: list[_Entry] = []
         for stored, info in file.tensors.items():
             name = stored if dtype is None else base.part_owners.get(stored, (stored, ""))[0]
@@ -191,9 +191,9 @@ def _cuts(base: MergeBase, names: Iterable[str]) -> dict[str, list[tuple[int, in
     return changed
 
 
-def sources(todo: MergePlan) -> dict[str, dict[str, Any]]:
+def sources(todo: MergePlan) -> dict[str, Json]:
     """Returns where the bytes of the changed tensors come from, by the tensor's name in the base."""
-    by_tensor: dict[str, dict[str, Any]] = {}
+    by_tensor: dict[str, Json] = {}
     for name, target in todo.targets.items():
         by_tensor[target.storage.main_tensor] = {"storage": target.storage, "target": target}
         by_tensor |= {other: {"written_with": name} for other in target.storage.companions}
@@ -202,7 +202,7 @@ def sources(todo: MergePlan) -> dict[str, dict[str, Any]]:
     return by_tensor
 
 
-def index(base: Checkpoint, built: list[Shard]) -> dict[str, Any] | None:
+def index(base: Checkpoint, built: list[Shard]) -> Json | None:
     """Returns the index of a sharded output, or None for a single file."""
     if base.index is None:
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base import CONFIG, Checkpoint, copy_carried, read_json, write_json
-from ...io import strict_json
+from ...io import Json, strict_json
 from ...pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
@@ -27,7 +27,7 @@ def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str
     """Returns the note for the metadata: the base's fingerprint, each pack's id and weight, and the seed of
     stochastic rounding.
     """
-    record: dict[str, Any] = {
+    record: Json = {
         "base": {"structure": base.structure, "probe": base.probe, "content": content_if_read(base)},
         "packs": [{"id": pack.id, "weight": pack.weight} for pack in packs],
     }

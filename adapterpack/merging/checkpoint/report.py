@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...io import Json
 from ...notebook import Shown
 from ...readable import percent
 from ..fold.loss import TensorLoss, finite
@@ -92,7 +93,7 @@ class MergeReport(Shown):
             self.losses, key=lambda loss: (math.isfinite(loss.error), -loss.relative_error, loss.tensor)
         )[:count]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the report as ``merge --json`` prints it."""
         return {
             "kind": "merge",
@@ -104,7 +105,7 @@ class MergeReport(Shown):
             "seconds": self.seconds,
         }
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Json:
         """Returns what the merge writes to the output folder: the report without path and time, so that equal
         inputs give equal bytes.
         """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from ...io import Json
 
 
 def finite(value: float) -> float | None:
@@ -35,7 +37,7 @@ class TensorLoss(NamedTuple):
         """``||S - D|| / ||D||``; zero where nothing was to change."""
         return self.error / self.change if self.change else 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the loss as reports print it."""
         return {
             "tensor": self.tensor,

@@ -23,7 +23,7 @@ from ...base.gguf.header import read_header
 from ...base.gguf.names import FAMILIES, GGUFFamily, module_of, rope_row_order
 from ...base.gguf.tensor_types import TensorType
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
-from ...io import DTYPES, TensorInfo, identity, open_regular
+from ...io import DTYPES, Json, TensorInfo, identity, open_regular
 from ...pack import Pack, match_layers
 from ...pack.layer_kinds import require_shapes
 from ...paths import StrPath
@@ -177,7 +177,7 @@ class GGUFBase(MergeBase):
         )
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """The settings that a merge reads from ``config.json``, derived from the tensors."""
         table = self.file.entries.get("model.embed_tokens.weight")
         tied = table is not None and "lm_head.weight" not in self.file.entries

@@ -13,7 +13,7 @@ from ...base.gguf import MAGIC
 from ...base.gguf import header as gg
 from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
-from ...io import DTYPES, TensorInfo
+from ...io import DTYPES, Json, TensorInfo
 from ..checkpoint.layout import Item, Shard, sources
 from ..checkpoint.plan import MergePlan
 from .base_model import GGUFBase, tensor_info
@@ -97,7 +97,7 @@ def _item(
         order = base.row_order(name)
         return Item(place, value=_shape(value if order is None else as_file(value, order), place))
     if name in folds:
-        source: dict[str, Any] = {"source": info} if "written_with" in folds[name] else {}
+        source: Json = {"source": info} if "written_with" in folds[name] else {}
         return Item(place, **folds[name], **source)
     if place.dtype == info.dtype and place.shape == info.shape:
         return Item(place, source=info)

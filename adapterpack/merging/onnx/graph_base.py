@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ...adapter_methods import LAYOUTS, LINEAR
 from ...base import Fingerprint, read_json, recorded_fingerprint
 from ...bundle import Bundle, MappedSite
 from ...errors import SiteNotFound, Unsupported, nearest
-from ...io import TensorInfo, dtype_name
+from ...io import Json, TensorInfo, dtype_name
 from ...onnx_graph import GraphFile, TensorPlace, WeightPiece
 from ...onnx_graph.graph_file import require_place
 from ...onnx_graph.nbits import NBits, dequantize, quantized_nodes, require_plain
@@ -49,10 +48,10 @@ class GraphBase(MergeBase):
         }
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """The bundle's own ``config.json``."""
         path = self.folder / "config.json"
-        config: dict[str, Any] = read_json(path) if path.is_file() else {}
+        config: Json = read_json(path) if path.is_file() else {}
         # a graph's modules are changed one by one
         return {key: value for key, value in config.items() if key != "tie_word_embeddings"}
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ...io import Json
 from ...notebook import Shown
 from ..checkpoint.report import MergedPack, advice, kept_share, one_line, relative_error
 from ..fold.loss import TensorLoss, finite
@@ -84,11 +85,11 @@ class GraphReport(Shown):
             )
         return advice(self.losses, self.relative_error, self.kept)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the report as ``merge --json`` prints it."""
         return {"kind": "merge-onnx", "out": self.out, **self.provenance(), "seconds": self.seconds}
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Json:
         """Returns what the merge writes to the output folder: the report without path and time."""
         return {
             "graph": self.graph,
@@ -108,8 +109,8 @@ class GraphReport(Shown):
 _MUCH = 0.25
 
 
-def _tensor(tensor: GraphTensor) -> dict[str, Any]:
-    values: dict[str, Any] = {
+def _tensor(tensor: GraphTensor) -> Json:
+    values: Json = {
         "tensor": tensor.loss.tensor,
         "dtype": tensor.loss.dtype,
         "relative_error": finite(tensor.loss.relative_error),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import FormatError, UnsupportedSignature, WronglySigned
-from ...io import strict_json
+from ...io import Json, strict_json
 from .keys import check_bytes, key_digest, sign_bytes
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _only_local_keys(material: Mapping[str, Any], where: object) -> None:
         )
 
 
-def _object(value: Any, name: str, where: object) -> dict[str, Any]:
+def _object(value: Any, name: str, where: object) -> Json:
     wanted = _KEYS[name]
     if not isinstance(value, dict) or not wanted - _OPTIONAL <= value.keys() <= wanted:
         keys = sorted(value) if isinstance(value, dict) else type(value).__name__

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import (
     ConfigError,
@@ -22,7 +22,7 @@ from ...errors import (
     WronglySigned,
     storage_errors,
 )
-from ...io import output_file, read_file, sha256_of
+from ...io import Json, output_file, read_file, sha256_of
 from ...manifest import manifest as m
 from ...paths import StrPath
 from ..pack import MUTABLE, SIGNATURE, Pack
@@ -55,7 +55,7 @@ class Signature:
     expires: datetime | None
     files: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the signature as ``sign --json`` and ``verify --json`` print it."""
         return {
             "path": str(self.path),

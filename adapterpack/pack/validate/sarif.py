@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 from urllib.parse import quote
 
 from ...errors import printable
+from ...io import Json
 from .checks.finding import Finding, Report
 from .registry import RULES
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def sarif(report: Report, version: str) -> dict[str, Any]:
+def sarif(report: Report, version: str) -> Json:
     """Returns the report as one SARIF run; ``version`` is the tool's version."""
     rules = sorted({*RULES, *(finding.rule for finding in report.findings)})
     return {
@@ -47,7 +47,7 @@ def sarif(report: Report, version: str) -> dict[str, Any]:
     }
 
 
-def _rule(name: str) -> dict[str, Any]:
+def _rule(name: str) -> Json:
     rule = RULES.get(name)
     if rule is None:
         return {"id": name}
@@ -66,8 +66,8 @@ def _text(sentence: str) -> str:
     return re.sub(r"([\\\[\]])", r"\\\1", printable(sentence))
 
 
-def _result(finding: Finding, index: int) -> dict[str, Any]:
-    physical: dict[str, Any] = {"artifactLocation": {"uri": quote(finding.file or "adapterpack.json")}}
+def _result(finding: Finding, index: int) -> Json:
+    physical: Json = {"artifactLocation": {"uri": quote(finding.file or "adapterpack.json")}}
     if finding.offset is not None:
         physical["region"] = {"byteOffset": finding.offset}
     logical = finding.pointer if finding.pointer is not None else finding.where

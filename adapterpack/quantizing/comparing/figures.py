@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ...bundle import graph_file, graphs_of
 from ...errors import ConfigError
+from ...io import Json
 from ...runtime import RowRunner, Session, context_of
 from ...runtime.sessions.measured_texts import vocabulary
 from ...tasks.one_pass import text_inputs
@@ -139,9 +140,7 @@ def _score(session: Session, adapter: str | None, rows: Sequence[Example]) -> tu
     return math.exp(min(float(np.concatenate(losses).mean()), 700.0)), np.concatenate(best)
 
 
-def _results(
-    session: Session, adapter: str | None, rows: Sequence[Example], new: int
-) -> list[dict[str, Any]]:
+def _results(session: Session, adapter: str | None, rows: Sequence[Example], new: int) -> list[Json]:
     """Returns the result of each row: a completion of at most ``new`` tokens, or a label."""
     runner = RowRunner(
         session, () if adapter is None else (adapter,), _MOST_ANSWERED, {"max_new_tokens": new} if new else {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ...io import Json
 from ...io.strict_json import finite
 from ...notebook import Shown
 from .figures import Figures
@@ -23,7 +23,7 @@ class QuantizedForm:
     agreement: float | None
     reason: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the form as ``quantize --compare --json`` prints it, with null for figures that the task
         does not have.
         """
@@ -58,7 +58,7 @@ class Comparison(Shown):
     def __repr__(self) -> str:
         return f"<Comparison of {self.base}: {' '.join(self.advice)}>"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the comparison as ``quantize --compare --json`` prints it."""
-        written: dict[str, Any] = finite({**vars(self), "forms": [form.to_json() for form in self.forms]})
+        written: Json = finite({**vars(self), "forms": [form.to_json() for form in self.forms]})
         return written

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...errors import ConfigError, Unsupported
 from ...runtime import Session
-from ...tasks.data import LABEL_COLUMNS
+from ...tasks.data import LABEL_COLUMNS, Row
 from ..graphs.calibration_rows import MOST_TOKENS, encode_row, read_rows
 
 
@@ -19,7 +19,7 @@ class Example(NamedTuple):
     are the tokens of the full row, of which the answer follows the first ``given``; empty for a classifier.
     """
 
-    asked: Mapping[str, Any]
+    asked: Row
     expected: str | None
     ids: tuple[int, ...] = ()
     given: int = 0
@@ -58,7 +58,7 @@ def examples(session: Session, file: Path) -> list[Example]:
     )
 
 
-def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_completion(row: Row) -> Row:
     messages = row.get("messages")
     if not isinstance(messages, list) or len(messages) < 2 or "completion" in row:
         return row
@@ -72,7 +72,7 @@ def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"messages": before, "completion": last["content"]}
 
 
-def _generation_row(session: Session, row: Mapping[str, Any], where: str) -> Example:
+def _generation_row(session: Session, row: Row, where: str) -> Example:
     ids, given = encode_row(session, row, where)
     expected = row.get("completion")
     asked = {key: row[key] for key in ("prompt", "messages") if key in row}
@@ -81,7 +81,7 @@ def _generation_row(session: Session, row: Mapping[str, Any], where: str) -> Exa
     return Example(asked, expected, tuple(ids[:MOST_TOKENS]), min(given, MOST_TOKENS))
 
 
-def _label_row(row: Mapping[str, Any], where: str) -> Example:
+def _label_row(row: Row, where: str) -> Example:
     label = next((row[name] for name in LABEL_COLUMNS if row.get(name) is not None), None)
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise ConfigError(

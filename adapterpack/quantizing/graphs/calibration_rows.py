@@ -4,14 +4,14 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ...errors import AdapterpackError, ConfigError, Unsupported, storage_errors
 from ...offline.lines import lines_of
 from ...runtime import Session
+from ...tasks.data import Row
 
 MOST_ROWS, MOST_TOKENS = 128, 512
 """The most rows, and the most tokens of a row; the rest is ignored."""
@@ -39,7 +39,7 @@ def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
     ]
 
 
-def read_rows(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def read_rows(file: Path) -> Iterator[tuple[Row, str]]:
     """Yields the first :data:`MOST_ROWS` rows of a file, each with its position for error messages.
 
     Raises:
@@ -57,7 +57,7 @@ def read_rows(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise ConfigError("the file has no rows", where=file, remedy="write one object a line")
 
 
-def encode_row(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
+def encode_row(session: Session, row: Row, where: str) -> tuple[list[int], int]:
     """Returns the tokens of a row, and how many of them precede the answer.
 
     Raises:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ...errors import ParityError
+from ...io import Json
 from ...pack import canary
 from ...runtime import Session
 from ...runtime.padding import last_places, pad
@@ -60,7 +61,7 @@ def answers(session: Session) -> dict[str, MeasuredOutputs]:
     return answer_by_adapter
 
 
-def report(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> dict[str, Any]:
+def report(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> Json:
     """Returns the manifest's entry on the change: the largest error and the agreement of labels by adapter;
     for several graphs, by graph too.
 
@@ -69,7 +70,7 @@ def report(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOu
         >>> report({"base": one}, {"base": two})
         {'max_error': {'base': 0.5}, 'label_agreement': {'base': 1.0}}
     """
-    entry: dict[str, Any] = {
+    entry: Json = {
         "max_error": {key: _error(before[key].last, after[key].last) for key in before},
         "label_agreement": {
             key: float((after[key].last.argmax(-1) == before[key].last.argmax(-1)).mean()) for key in before

@@ -31,7 +31,7 @@ from ...engine_graph.parity import with_decoder, with_report
 from ...errors import FormatError, NothingToDo, ParityError
 from ...graph_passes.experts import unstack_experts
 from ...graph_passes.tied import share_bytes
-from ...io import copy_folder, output_folder
+from ...io import Json, copy_folder, output_folder
 from ...onnx_graph import int8_columns
 from ...onnx_graph.products import make_fast
 from ...pack import SIGNATURE
@@ -133,7 +133,7 @@ def _measure(folder: Path, *, mapped: bool = False) -> tuple[_Measured, Session]
 
 def _with_codes(
     folder: Path, bundle: Bundle, wanted: GraphQuantization, rows: list[Any]
-) -> tuple[Bundle, dict[str, Any]]:
+) -> tuple[Bundle, Json]:
     """Rewrites the graphs; returns the bundle with its updated site map, and the manifest's entry on the
     quantization.
     """
@@ -174,9 +174,9 @@ def _require_any(count: int, folder: Path) -> None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
 
 
-def _report(wanted: GraphQuantization, count: int) -> dict[str, Any]:
+def _report(wanted: GraphQuantization, count: int) -> Json:
     """Returns the manifest's entry on a scheme in which so many weights are quantized."""
-    report: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count}
+    report: Json = {"scheme": wanted.scheme, "quantized": count}
     if (setting := wanted.setting) is not None:
         report |= {"block_size": setting.block_size} if setting.block_size else {}
         report |= {
@@ -309,7 +309,7 @@ def _with_accuracy(
     bundle: Bundle,
     wanted: GraphQuantization,
     before: dict[str, measure.MeasuredOutputs],
-) -> tuple[_Measured, Session, dict[str, Any]]:
+) -> tuple[_Measured, Session, Json]:
     """Makes the graphs exact or fast, as requested or by the measured errors of both; returns their outputs
     then, and both errors.
     """

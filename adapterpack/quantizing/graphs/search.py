@@ -14,13 +14,14 @@ import heapq
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from ...bundle import graph_file
 from ...errors import ConfigError, Unsupported
+from ...io import Json
 from ...onnx_graph import fresh_grid, split_blocks
 from ...onnx_graph.nbits import nearest, values
 from ...tasks import MAIN
@@ -48,7 +49,7 @@ def choose_bits(
     parts: Sequence[str],
     wanted: GraphQuantization,
     second: Second,
-) -> tuple[Choose, dict[str, Any]]:
+) -> tuple[Choose, Json]:
     """Chooses the setting of every product of a bundle's graph except the one that computes the logits;
     returns the choices and the manifest's report on them.
 

@@ -16,6 +16,7 @@ import numpy as np
 from ...base import DequantizedCheckpoint
 from ...base.codecs.stored_form import Blocks, Table, side_by_side, stored_form
 from ...errors import ParityError, Unsupported
+from ...io import Json
 from ...onnx_graph.bnb4 import quant_type
 
 _NOT_FOUND = "the graph holds no product with these numbers"
@@ -67,7 +68,7 @@ class StoredWeights:
         self._held.update(dict.fromkeys(names, difference))
         return form
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Json:
         """Returns by format: how many weights the graphs store as codes and how many as floats, the reasons,
         and the largest difference between numbers that an operator computes and the decoded ones, as a share
         of the weight's largest.
@@ -77,7 +78,7 @@ class StoredWeights:
             by_format[weight.codec].append(name)
         return {codec: self._of_format(names) for codec, names in by_format.items()}
 
-    def _of_format(self, names: list[str]) -> dict[str, Any]:
+    def _of_format(self, names: list[str]) -> Json:
         left = Counter(self._reasons[name] for name in names if name not in self._held)
         return {
             "held": len(names) - left.total(),

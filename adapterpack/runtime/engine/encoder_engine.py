@@ -13,6 +13,7 @@ from ...pack import Pack
 from ...paths import StrPath
 from ...slots.prompt_rows import virtual_room
 from ...tasks import OnePass, PreparedRow
+from ...tasks.data import Row
 from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
@@ -95,9 +96,7 @@ class EncoderEngine(Engine):
         self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.replay, adapter_budget)
         self.padding = Padding()
 
-    def add(
-        self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any
-    ) -> int:
+    def add(self, prompt: str | Sequence[int] | Row, adapter: Named = None, **options: Any) -> int:
         """Adds a request and returns its number; any thread may call it.
 
         ``prompt`` is a text, token ids, or a row with the columns of the task: ``text`` and ``text_pair``,
@@ -116,9 +115,7 @@ class EncoderEngine(Engine):
         self.submit(row)
         return row.number
 
-    def row(
-        self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any
-    ) -> EncoderRow:
+    def row(self, prompt: str | Sequence[int] | Row, adapter: Named = None, **options: Any) -> EncoderRow:
         """Makes a request, which the caller then passes to :meth:`submit` or :meth:`discard`. Its adapter
         stays in memory until then.
 
@@ -128,9 +125,7 @@ class EncoderEngine(Engine):
         pack = self.adapters.of_row(adapter)
         return self.bind(*self.prepare(prompt, **options), pack)
 
-    def prepare(
-        self, prompt: str | Sequence[int] | Mapping[str, Any], /, **options: Any
-    ) -> tuple[PreparedRow, Any]:
+    def prepare(self, prompt: str | Sequence[int] | Row, /, **options: Any) -> tuple[PreparedRow, Any]:
         """Returns the inputs and options of a row, for :meth:`bind`: the part of :meth:`row` that does not
         depend on the adapter.
 
@@ -215,7 +210,7 @@ class EncoderEngine(Engine):
         )
 
 
-def _row(prompt: str | Sequence[int] | Mapping[str, Any]) -> Mapping[str, Any]:
+def _row(prompt: str | Sequence[int] | Row) -> Row:
     if isinstance(prompt, Mapping):
         return prompt
     return {"text": prompt} if isinstance(prompt, str) else {"input_ids": prompt}

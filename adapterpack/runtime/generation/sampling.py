@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FormatError, excerpt, nearest
+from ...io import Config
 from .logits_processors import LOGITS_PROCESSORS, MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
 
 GRAMMARS = ("json_schema", "regex", "grammar")
@@ -240,7 +241,7 @@ class Sampling:
         return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos))
 
 
-def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any], folder: Path) -> Sampling:
+def sampling_of(options: Mapping[str, Any], generation_config: Config, folder: Path) -> Sampling:
     """Makes the parameters of a call. Those that it leaves out are greedy defaults, or with
     ``sampling="model"`` those of the model's ``generation_config.json``, as transformers reads it.
 
@@ -266,7 +267,7 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
     return _of_model(generation_config, folder, given) if rule == "model" else Sampling(**given)
 
 
-def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any]) -> Sampling:
+def _of_model(config: Config, folder: Path, given: Mapping[str, Any]) -> Sampling:
     """Merges the parameters of a call into those of a ``generation_config.json``. Without ``do_sample`` the
     file's drawing parameters are ignored.
     """

@@ -8,12 +8,13 @@ its vision part.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
+from ...io import Config
 from ...tasks import Arrays
 
 PIXELS, GRIDS, SIZES, PLACES = "pixel_values", "image_grid_thw", "image_sizes", "image_position_ids"
@@ -39,9 +40,9 @@ class ImageLayout:
     fixed = True
     """Whether a row of its pixels always has the same number of features."""
 
-    def __init__(self, config: Mapping[str, Any], inputs: Sequence[str], positions: int = 0) -> None:
+    def __init__(self, config: Config, inputs: Sequence[str], positions: int = 0) -> None:
         self.config, self.inputs, self.positions = config, inputs, positions
-        self.vision: Mapping[str, Any] = config.get("vision_config") or {}
+        self.vision: Config = config.get("vision_config") or {}
 
     def whole(self, given: Arrays) -> Arrays:
         """Returns the arrays of images without the padding that a processor puts between those of different
@@ -292,9 +293,7 @@ class _PooledPatches(ImageLayout):
             yield {PIXELS: pixels[own][order], "pixel_position_ids": places[own][order]}, [number]
 
 
-def layout_of(
-    config: Mapping[str, Any], inputs: Sequence[str], sized: bool, positions: int = 0
-) -> ImageLayout:
+def layout_of(config: Config, inputs: Sequence[str], sized: bool, positions: int = 0) -> ImageLayout:
     """Returns how a model reads images, from its config and the names of the ``inputs`` of its vision part;
     ``sized`` says that it takes images of any height and width, and ``positions`` are the features of a row
     of images of one size.
@@ -371,7 +370,7 @@ def features_of_rows(features: Sequence[np.ndarray], rows: list[int], batch: int
     return by_row
 
 
-def image_shape(vision: Mapping[str, Any]) -> tuple[int, int, int]:
+def image_shape(vision: Config) -> tuple[int, int, int]:
     """Returns channels, height and width of images of one size, from the config of a vision part.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import wave
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, FormatError, Unsupported
-from ...io import open_regular, read_at_most
+from ...io import Config, open_regular, read_at_most
 from ...library_errors import library_errors
 from ...tasks.data import Picture, Recording
 from .image_processing import DATA, bytes_in, bytes_of, sized_picture
@@ -101,7 +101,7 @@ def find_bytes(given: Picture) -> tuple[bytes, str] | None:
     return bytes_of(Path(given)), str(given)
 
 
-def sound_of(given: Recording, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:
+def sound_of(given: Recording, shape: Sequence[Any], config: Config) -> np.ndarray:
     """Returns one row of a graph's input for sound, made of a ``.wav`` file, of its bytes, or of a data URL,
     or read from a ``.npy`` file. ``config`` is the ``feature_extractor`` section of the model's files.
 

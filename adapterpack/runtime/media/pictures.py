@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import ConfigError, Unsupported
 from ...extras import needed_by
+from ...io import Config
 from ...library_errors import library_errors
 from ...tasks import Arrays
 from ...tasks.data import Picture
@@ -50,7 +51,7 @@ class _Told(NamedTuple):
     token: str
     length: int
     found: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    settings: Config
 
     def special(self, name: str, usual: str) -> str:
         """Returns a special token by its name in the settings."""
@@ -116,7 +117,7 @@ def _in_numbered_tiles(told: _Told) -> str:
     return f"{start}{inside}{told.special('end_of_img_token', '<|END_OF_IMG|>')}"
 
 
-def _merged_patches(written: Mapping[str, Any]) -> dict[str, int]:
+def _merged_patches(written: Config) -> dict[str, int]:
     """Edges are multiples of what becomes one token (PixtralProcessor)."""
     return {"patch_size": int(written.get("patch_size", 16)) * int(written.get("spatial_merge_size", 1))}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
+from ...io import Config, Json
 from ..text.model_files import read_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")
@@ -35,7 +36,7 @@ def _kind(
     size: Mapping[str, int],
     crop: Mapping[str, int] | None = None,
     square: bool = True,
-) -> dict[str, Any]:
+) -> Json:
     return {
         **_USUAL,
         "resample": resample,
@@ -48,7 +49,7 @@ def _kind(
     }
 
 
-_KINDS: dict[str, dict[str, Any]] = {
+_KINDS: dict[str, Json] = {
     "CLIPImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
     "LlavaImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
     "BitImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
@@ -68,7 +69,7 @@ Resize = Callable[[int, int], tuple[int, int]]
 """(height, width) -> height and width after resizing."""
 
 
-def _between_edges(config: Mapping[str, Any]) -> Resize | None:
+def _between_edges(config: Config) -> Resize | None:
     """Returns how detectors resize: the shorter edge to its length, or so that the longer one keeps to its
     own.
     """
@@ -90,7 +91,7 @@ def _between_edges(config: Mapping[str, Any]) -> Resize | None:
     return resize
 
 
-def _down_to_multiples(config: Mapping[str, Any]) -> Resize:
+def _down_to_multiples(config: Config) -> Resize:
     """Returns how GLPN resizes: each edge down to a multiple of a number."""
     divisor = config["size_divisor"]
     return lambda height, width: (height // divisor * divisor, width // divisor * divisor)
@@ -104,7 +105,7 @@ _DETECTOR = {
     "resize": _between_edges,
     "do_pad": True,
 }
-_MORE: dict[str, dict[str, Any]] = {
+_MORE: dict[str, Json] = {
     **dict.fromkeys(
         ("DetrImageProcessor", "ConditionalDetrImageProcessor", "DeformableDetrImageProcessor"), _DETECTOR
     ),
@@ -168,7 +169,7 @@ class Preparation(NamedTuple):
         return (longer, self.shortest) if width <= height else (self.shortest, longer)
 
 
-def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
+def section(folder: Path, name: str) -> tuple[Json, Path]:
     """Returns the configuration of an ``image_processor`` or ``feature_extractor`` in a folder, and its file.
     The configuration is empty if no file has it.
 
@@ -180,7 +181,7 @@ def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
     return (part, folder / FILES[0]) if isinstance(part, dict) else (older, folder / FILES[1])
 
 
-def kind_in(written: Mapping[str, Any]) -> str:
+def kind_in(written: Config) -> str:
     """Returns the name of the class of an image processor in its configuration.
 
     Example:

@@ -4,12 +4,13 @@ features of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
+from ...io import Config
 
 LONGEST = 120
 """The most seconds of a sound for a model that hears any length: its attention grows with their square."""
@@ -17,7 +18,6 @@ _WINDOW, _STEP, _SIZE = 400, 160, 512
 """Samples of a frame, between frames, and of its Fourier transform in Kaldi's filter banks at 16 kHz."""
 _SMALLEST = float(np.finfo(np.float32).eps)
 
-Config = Mapping[str, Any]
 Extractor = Callable[[np.ndarray, Sequence[Any], Config], np.ndarray]
 """(samples in [-1, 1), the shape of one row of the graph's input, the feature extractor's settings) -> the
 row.

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from ...bundle import DECODER, graph_file
 from ...errors import ConfigError
+from ...io import Json
 from ...notebook import Shown
 from ...pack import Pack
 from ...paths import StrPath
@@ -84,7 +85,7 @@ class Bench(Shown):
         """Seconds in which the weights pass through memory once: no step that reads all of them is faster."""
         return self.weights / self.bandwidth
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns everything as JSON values."""
         return {**asdict(self), "lines": [asdict(line) for line in self.lines], "floor": self.floor}
 

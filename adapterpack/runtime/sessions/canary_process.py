@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ... import errors
 from ...bundle import GRAPH, graphs_of
 from ...errors import AdapterpackError
+from ...io import Json
 from ...library_errors import library_errors
 from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
@@ -26,7 +26,7 @@ _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
 """Seconds of CPU time of every replay, and how many bytes of the bundle's files add another second."""
 
 
-def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") -> dict[str, Any]:
+def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") -> Json:
     """Replays the canaries of a bundle on a provider in a sandbox process, on the engine's graph too, and
     returns the report of :func:`.canary.verify`. It also opens every graph. ``verify`` is that of a session.
 
@@ -41,7 +41,7 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
     )
     sandbox = Sandbox(f"{__name__}:replay_bundle", limits, kept=0)
     request = json.dumps([str(folder.resolve()), verify, provider])
-    answer: dict[str, Any] = json.loads(sandbox.run(request.encode(), "the graph cannot be run", where=GRAPH))
+    answer: Json = json.loads(sandbox.run(request.encode(), "the graph cannot be run", where=GRAPH))
     if "error" in answer:
         kind = next(
             (kind for kind in _kinds(AdapterpackError) if kind.__name__ == answer["kind"]), errors.FormatError

@@ -5,11 +5,11 @@ them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import AdapterpackError
+from ...io import Config, Json
 from ...onnx_graph import require_safe
 from ...onnx_graph.sandboxed_check import require_openable
 from ...pack.validate.checks.finding import Report
@@ -24,7 +24,7 @@ _LEFT_OPEN = (
 _NOT_OPENED = "that ONNX Runtime opens the graph: with full"
 
 
-def inspect_other_folder(folder: Path) -> dict[str, Any]:
+def inspect_other_folder(folder: Path) -> Json:
     """Returns what a folder of another tool is and which modules its graph has inputs of an adapter for, as
     JSON values. ``refused`` says why it cannot be run here, if it cannot.
 
@@ -52,7 +52,7 @@ def inspect_other_folder(folder: Path) -> dict[str, Any]:
     }
 
 
-def _told(model: Mapping[str, Any], key: str, kind: type) -> Any:
+def _told(model: Config, key: str, kind: type) -> Any:
     value = model.get(key)
     return value if type(value) is kind else None
 

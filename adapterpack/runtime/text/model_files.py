@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import FormatError, excerpt
-from ...io import read_file, strict_json
+from ...io import Config, Json, read_file, strict_json
 from ...tasks.data import RowError
 
 MAX_JSON = 8 << 20
@@ -44,7 +44,7 @@ unused.
 """
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> Json:
     """Reads a JSON file with one object; returns an empty one if there is no such file.
 
     Raises:
@@ -85,7 +85,7 @@ def read_text(path: Path) -> str:
         raise FormatError(f"the file is no text in UTF-8: {error}", where=path) from error
 
 
-def token_ids(config: Mapping[str, Any], key: str, where: Path) -> tuple[int, ...]:
+def token_ids(config: Config, key: str, where: Path) -> tuple[int, ...]:
     """Returns the token ids under a key of a configuration, which may be one id, a list or missing.
 
     Raises:
@@ -117,7 +117,7 @@ class Configured(Protocol):
         """The configuration."""
 
 
-def context_length(config: Mapping[str, Any], where: object = None) -> int | None:
+def context_length(config: Config, where: object = None) -> int | None:
     """Returns the most positions of a row, or None if nothing bounds them, as with relative positions.
 
     Rotary positions could be computed for longer rows, but the length for which the model was trained counts.
@@ -151,7 +151,7 @@ def context_length(config: Mapping[str, Any], where: object = None) -> int | Non
     )
 
 
-def text_part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+def text_part(config: Config, *keys: str) -> Mapping[str, Any]:
     """Returns the part of a configuration that has one of these keys: the configuration itself, or that of
     its language model.
     """

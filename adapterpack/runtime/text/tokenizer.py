@@ -19,6 +19,7 @@ from tokenizers.decoders import DecodeStream
 from ...chat_templates.template import ChatTemplate, Message
 from ...errors import ConfigError, FormatError, StorageError, Unsupported
 from ...extras import needed_by
+from ...io import Json
 from ...library_errors import library_errors
 from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
@@ -71,7 +72,7 @@ class Tokenizer:
         self._slow = None if is_quick(self.core) else hashlib.sha256(data).hexdigest()
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """The contents of ``tokenizer_config.json``."""
         with self._reading():
             return read_object(self._config)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ...errors import FormatError
+from ...io import Json
 
 MOST = 4096
 """The most characters that one character may become. The rules of real tokenizers reach a few hundred.
@@ -114,14 +115,14 @@ def require_bounded_growth(core: Any, where: Path) -> None:
             )
 
 
-def _steps(rule: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _steps(rule: Json) -> Iterator[Json]:
     for part in _PARTS:
         for inner in rule.get(part, ()):
             yield from _steps(inner)
     yield rule
 
 
-def _growth(step: dict[str, Any]) -> float:
+def _growth(step: Json) -> float:
     kind = step["type"]
     if kind == "Replace":
         literal = step["pattern"].get("String")

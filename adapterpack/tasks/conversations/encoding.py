@@ -11,7 +11,7 @@ from typing import Any
 from ...chat_templates.template import ChatTemplate
 from ...errors import ConfigError
 from ...readable import things
-from ..data import IGNORED, Labels, report_of
+from ..data import IGNORED, Encoded, Labels, report_of
 from .form import Conversation, Message, read_form, text_of
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ Piece = tuple[list[int], bool]
 
 def encode(
     rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
-) -> list[dict[str, Any]]:
+) -> list[Encoded]:
     """Returns the encoded parts of :func:`by_row` for all rows, one after another."""
     return [part for parts in by_row(rows, tokenizer, max_length, where).values() for part in parts]
 
@@ -33,7 +33,7 @@ def by_row(
     max_length: int,
     where: object,
     change: Callable[[int, Conversation], Conversation] = lambda number, conversation: conversation,
-) -> dict[int, list[dict[str, Any]]]:
+) -> dict[int, list[Encoded]]:
     """Returns row number -> token ids and labels for causal language modelling. The loss covers only the
     assistant's turns and the end of each.
 
@@ -51,7 +51,7 @@ def by_row(
     if form.remark:
         log.info("%s: %s", where, form.remark)
     require_end(tokenizer, where)
-    encoded: dict[int, list[dict[str, Any]]] = {}
+    encoded: dict[int, list[Encoded]] = {}
     cut = skipped = 0
     for number, row in enumerate(rows):
         with report.row(number) as place:
@@ -115,7 +115,7 @@ def join(pieces: Sequence[Piece], whole: bool = False) -> tuple[list[int], list[
     return ids, [token if learned or whole else IGNORED for piece, learned in pieces for token in piece]
 
 
-def cut_up(ids: list[int], labels: list[int], most: int, continuous: bool) -> list[dict[str, Any]]:
+def cut_up(ids: list[int], labels: list[int], most: int, continuous: bool) -> list[Encoded]:
     """Returns the first ``most`` tokens with their labels, or as many parts as a ``continuous`` text fills,
     without those that have nothing to learn.
     """

@@ -11,8 +11,10 @@ from .report import OWN_COLUMNS as OWN_COLUMNS
 from .report import DataReport as DataReport
 from .report import report_of as report_of
 from .rows import PROMPTS as PROMPTS
+from .rows import Encoded as Encoded
 from .rows import Picture as Picture
 from .rows import Recording as Recording
+from .rows import Result as Result
 from .rows import Row as Row
 from .rows import RowError as RowError
 from .rows import file_of as file_of

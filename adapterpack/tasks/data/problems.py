@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ConfigError, UnknownName, nearest
+from ...io import Config
+from .rows import Result
 from .scores import any_of, score_labels, score_value
 
 IGNORED = -100
@@ -39,7 +41,7 @@ class ProblemType:
     recognizes: Callable[[Sequence[Any]], bool]
     names: Callable[[Sequence[Any], object], list[str]]
     target: Callable[[Any, Sequence[str]], Any]
-    score: Callable[[np.ndarray, Sequence[str]], dict[str, Any]]
+    score: Callable[[np.ndarray, Sequence[str]], Result]
     metrics: Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
 
@@ -119,7 +121,7 @@ def get_problem(name: str) -> ProblemType:
     return PROBLEMS[name]
 
 
-def problem_in(config: Mapping[str, Any]) -> str:
+def problem_in(config: Config) -> str:
     """Returns the problem that a model's config names; by default, one label of several.
 
     Example:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from ...errors import ConfigError
 from ...readable import align_columns
 from .problems import LABEL_COLUMNS, Labels
-from .rows import Row
+from .rows import Encoded, Row
 
 log = logging.getLogger(__name__)
 _Encoded = TypeVar("_Encoded")
@@ -189,8 +189,8 @@ class DataReport:
         labels: Labels,
         first: str,
         reader: str,
-        inputs: Callable[[Row, object], dict[str, Any]],
-    ) -> list[dict[str, Any]]:
+        inputs: Callable[[Row, object], Encoded],
+    ) -> list[Encoded]:
         """Returns the ``inputs`` of each row, made of its column ``first``, and the training target of its
         label.
 

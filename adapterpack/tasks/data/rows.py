@@ -14,6 +14,10 @@ import numpy as np
 from ...errors import ConfigError, NonFinite
 
 Row = Mapping[str, Any]
+Encoded = dict[str, Any]
+"""A row as training takes it: token ids or pixels, and targets."""
+Result = dict[str, Any]
+"""The answer to a row."""
 
 Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
 """The forms of an image: the path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from .rows import Result
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -15,7 +16,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return normalized
 
 
-def score_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+def score_labels(logits: np.ndarray, labels: Sequence[str]) -> Result:
     """Returns the most likely label, and the probability of each. A head with a single label (a ranker) gets
     the logistic of its logit, as in transformers' pipelines, because the softmax of one logit is always 1.
 
@@ -31,7 +32,7 @@ def score_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str, Any]:
+def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> Result:
     """Returns the independent probability of each label, the most likely one, and all labels that are at
     least as probable as ``likely``.
 
@@ -51,7 +52,7 @@ def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str
     }
 
 
-def score_value(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+def score_value(logits: np.ndarray, labels: Sequence[str]) -> Result:
     """Returns the number that a regression head outputs.
 
     Example:
@@ -64,6 +65,6 @@ def score_value(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def no_head(what: str) -> dict[str, Any]:
+def no_head(what: str) -> Result:
     """Returns the answer for a head that was never trained."""
     return {what: None, "note": "the base has no trained head for this task"}

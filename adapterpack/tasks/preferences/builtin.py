@@ -6,13 +6,13 @@ from typing import Any
 
 from ..conversations.builtin import read_alpaca, read_sharegpt
 from ..conversations.form import Message, make_message, require_answer, tools_of
-from ..data import Row
+from ..data import Encoded, Row
 from .form import PREFERENCES, PreferenceForm
 
 _VERDICTS = {True: True, False: False, "true": True, "false": False}
 
 
-def read_alpaca_pairs(row: Row) -> dict[str, Any]:
+def read_alpaca_pairs(row: Row) -> Encoded:
     """Reads two answers to an instruction in LLaMA-Factory's format: ``instruction`` and ``input``,
     ``chosen`` and ``rejected``.
     """
@@ -20,7 +20,7 @@ def read_alpaca_pairs(row: Row) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": _answer(row["chosen"]), "rejected": _answer(row["rejected"])}
 
 
-def read_labelled_answer(row: Row) -> dict[str, Any]:
+def read_labelled_answer(row: Row) -> Encoded:
     """Reads a single answer with a verdict, as KTO learns from them: ``prompt``, ``completion`` and
     ``label``, which is true for a good answer. Prompt and completion must have the same type.
     """
@@ -32,7 +32,7 @@ def read_labelled_answer(row: Row) -> dict[str, Any]:
     return {"prompt": row["prompt"], "completion": row["completion"], "label": _VERDICTS[verdict]}
 
 
-def read_labelled_chat(row: Row) -> dict[str, Any]:
+def read_labelled_chat(row: Row) -> Encoded:
     """Reads a chat with a verdict on its last answer, in LLaMA-Factory's format for KTO: ``messages``, and
     ``label``, which is true for a good answer.
     """
@@ -40,7 +40,7 @@ def read_labelled_chat(row: Row) -> dict[str, Any]:
     return read_labelled_answer({"prompt": prompt, "completion": [last], "label": row["label"]})
 
 
-def read_pair(row: Row) -> dict[str, Any]:
+def read_pair(row: Row) -> Encoded:
     """Reads two answers in TRL's format: ``chosen`` and ``rejected``, after a separate ``prompt`` or
     beginning with it; all texts, or all lists of messages.
     """
@@ -52,13 +52,13 @@ def read_pair(row: Row) -> dict[str, Any]:
     return {**parts, **tools_of(row)}
 
 
-def read_chat_pair(row: Row) -> dict[str, Any]:
+def read_chat_pair(row: Row) -> Encoded:
     """Reads two answers to a chat: ``messages``, and ``chosen`` and ``rejected`` as texts or messages."""
     answers = {side: _answer(row[side])[-1:] for side in ("chosen", "rejected")}
     return {"prompt": list(row["messages"]), **answers, **tools_of(row)}
 
 
-def read_sharegpt_pair(row: Row) -> dict[str, Any]:
+def read_sharegpt_pair(row: Row) -> Encoded:
     """Reads two answers in a chat in LLaMA-Factory's format: ``conversations``, and ``chosen`` and
     ``rejected`` with ``from`` and ``value``.
     """

@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...registry import Registry
 from ..conversations.written_prompt import WrittenPrompt, written_prompt
-from ..data import OWN_COLUMNS, DataReport, Row
+from ..data import OWN_COLUMNS, DataReport, Encoded, Row
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PreferenceForm:
 
     name: str
     columns: frozenset[str]
-    read: Callable[[Row], dict[str, Any]]
+    read: Callable[[Row], Encoded]
     optional: frozenset[str] = frozenset()
     paired: bool = True
 
@@ -37,7 +37,7 @@ PREFERENCES: Registry[PreferenceForm] = Registry(
 """Name -> format."""
 
 
-def pairs_of_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
+def pairs_of_answers(rows: Any, report: DataReport) -> list[Encoded]:
     """Returns two answers to each prompt, in the form that TRL's trainers expect.
 
     Raises:
@@ -46,7 +46,7 @@ def pairs_of_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
     return report.encode(rows, read_answers(rows, report, paired=True))
 
 
-def labelled_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
+def labelled_answers(rows: Any, report: DataReport) -> list[Encoded]:
     """Returns single answers with a verdict each, in the form that TRL's trainers expect.
 
     Raises:
@@ -55,7 +55,7 @@ def labelled_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
     return report.encode(rows, read_answers(rows, report, paired=False))
 
 
-def read_answers(rows: Any, report: DataReport, paired: bool) -> Callable[[Row, object], dict[str, Any]]:
+def read_answers(rows: Any, report: DataReport, paired: bool) -> Callable[[Row, object], Encoded]:
     """Returns what reads a row, at its place, of two answers or of one with a verdict.
 
     Raises:
@@ -64,7 +64,7 @@ def read_answers(rows: Any, report: DataReport, paired: bool) -> Callable[[Row, 
     form = _form_of(rows.column_names, report, paired)
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
 
-    def read(row: Row, place: object) -> dict[str, Any]:
+    def read(row: Row, place: object) -> Encoded:
         try:
             return form.read(report.reading.rename(row))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -97,7 +97,7 @@ def _written(prompt: WrittenPrompt, paired: bool) -> PreferenceForm:
     """
     answers = ("chosen", "rejected") if paired else ("completion",)
 
-    def read(row: Row) -> dict[str, Any]:
+    def read(row: Row) -> Encoded:
         texts = {
             name: row[name][-1]["content"] if isinstance(row[name], list) else row[name] for name in answers
         }

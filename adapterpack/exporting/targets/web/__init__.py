@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from ....base import read_json
 from ....bundle import (
@@ -26,7 +25,7 @@ from ....bundle import (
 )
 from ....errors import Unsupported
 from ....graph_passes.float_products import write_float_products
-from ....io import strict_json
+from ....io import Json, strict_json
 from ....pack import load
 from ....runtime import Tokenizer, context_length
 from ....slots.precision import DEFAULT
@@ -153,7 +152,7 @@ def facts(
     problems: Mapping[str, str],
     slots: Mapping[str, SlotPlace],
     wasm_graph: str | None,
-) -> dict[str, Any]:
+) -> Json:
     """Returns the facts as plain JSON values; reads template and lengths the way the runtime does."""
     return {
         "context": context_length(read_json(folder / "config.json"), folder / "config.json"),

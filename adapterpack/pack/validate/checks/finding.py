@@ -4,10 +4,11 @@ validation.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ....base import Verdict
 from ....errors import AdapterpackError, FormatError
+from ....io import Json
 from ....notebook import show
 
 
@@ -37,7 +38,7 @@ class Finding(NamedTuple):
             remedy=self.fix or None,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the finding as JSON values."""
         return {
             key: getattr(self, key)
@@ -119,7 +120,7 @@ class Report(NamedTuple):
         """``valid``, ``invalid`` or ``not fully checked``; an error takes precedence over a missing check."""
         return "invalid" if not self.valid else "not fully checked" if self.incomplete else "valid"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the report as ``validate --json`` prints it."""
         return {
             "kind": self.kind,

@@ -5,12 +5,12 @@ costs more than its chat exceeds the limits there.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from jinja2 import nodes as n
 
 from ....chat_templates.template import ChatTemplate
 from ....errors import FormatError
+from ....io import Json
 from ....sandbox.sandbox import OutOfLimits
 from .jinja_words import FUNCTIONS
 
@@ -35,19 +35,19 @@ _TOOL = {
         },
     },
 }
-_TURN: list[dict[str, Any]] = [
+_TURN: list[Json] = [
     {"role": "user", "content": "9999999999 %9999999999d {:9999999999}"},
     {"role": "assistant", "content": "It is dry."},
 ]
 """Contents that are also a number, and formats with a huge width."""
-_CALLED: list[dict[str, Any]] = [
+_CALLED: list[Json] = [
     {"role": "user", "content": "How is the weather?"},
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
     {"role": "tool", "content": "dry", "tool_call_id": "call00001", "name": "weather"},
 ]
-_SYSTEM: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}]
+_SYSTEM: list[Json] = [{"role": "system", "content": "Be brief."}]
 _TOKENS = {name: f"<{name}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-_SAMPLES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
+_SAMPLES: tuple[tuple[list[Json], Json], ...] = (
     (_SYSTEM + _TURN * 32, _TOKENS),
     (_TURN * 32, _TOKENS),  # some models have no system message
     (_SYSTEM + (_CALLED + _TURN[1:]) * 16, {**_TOKENS, "tools": [_TOOL] * 2}),
