@@ -14,10 +14,10 @@ from ..base import CARRIED
 from ..errors import ConfigError, FormatError, nearest
 from ..io import Identity, identity, require_unchanged
 from ..io.file_hashes import file_hashes
+from ..manifest import FILE_NAME as PACK
 from ..manifest import Manifest
-from ..manifest.manifest import FILE_NAME as PACK
 from ..pack import SIGNATURE
-from ..pack.validate.checks.base import SAME
+from ..pack.validate.checks import SAME
 from ..tasks import MAIN
 from .decoder_graph import graphs_of
 from .manifest import FILE_NAME, Bundle, BundledAdapter, adapter_file, graph_file

@@ -17,7 +17,7 @@ from ..hub import folder_of
 from ..io import Json
 from ..merging.base_kind import is_graph
 from ..runtime import Device
-from ..runtime.text.model_files import read_text
+from ..runtime.text import read_text
 from .logs import log_message
 from .options import combine, flag, option, parse_pairs, suggest
 from .progress import show_steps

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from ..errors import printable, storage_errors
-from ..io.strict_json import finite
+from ..io import finite
 from ..readable import show_value
 
 _PLAIN_WIDTH = 160

@@ -12,9 +12,9 @@ from ..base.thresholds import turns_by_length
 from ..bundle import ADAPTER_POSITIONS, PAST, replaced_states
 from ..errors import ParityError
 from ..runtime import Session
-from ..runtime.media.image_layouts import TOKEN_TYPES
+from ..runtime.media import TOKEN_TYPES
 from ..runtime.sessions.decoder import next_cache
-from ..slots.precision import DEFAULT
+from ..slots import DEFAULT
 from ..tasks import Arrays
 
 _MOST = 1 << 28

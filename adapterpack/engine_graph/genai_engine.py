@@ -13,10 +13,9 @@ from ..adapter_methods import LoRA, Site, method_of
 from ..bundle import Bundle
 from ..errors import AdapterpackError, Unsupported
 from ..manifest import structs as m
-from ..pack import Pack
-from ..pack.pack import build
+from ..pack import Pack, build
 from ..paths import StrPath
-from ..runtime.genai_bundle import bundle_folder
+from ..runtime import bundle_folder
 from ..tasks import NO_TASK
 from .parity import with_decoder
 

@@ -17,12 +17,10 @@ import onnx_ir as ir
 
 from ..bundle import DECODER, graph_file
 from ..errors import ParityError, Unsupported
-from ..graph_passes.static_cache_decoder import make_int8
+from ..graph_passes import make_int8
 from ..io import Json
 from ..runtime import Session, context_of
-from ..runtime.engine.adapter_reader import AdapterReader
-from ..runtime.engine.model_runner import ModelRunner
-from ..runtime.engine.requests import SequenceState
+from ..runtime.engine import AdapterReader, ModelRunner, SequenceState
 from ..runtime.sessions.measured_texts import texts
 
 _TOLERANCE = 0.1

@@ -13,24 +13,20 @@ import numpy as np
 
 from ..base import CONFIG, read_json
 from ..bundle import DECODER, GRAPH, PROOFS, Bundle, graph_file
-from ..graph_passes.static_cache_decoder import write_decoder
+from ..graph_passes import write_decoder
 from ..io import Json
-from ..onnx_graph.products import is_fast, make_fast
-from ..onnx_graph.sandboxed_check import try_opening
+from ..onnx_graph import is_fast, make_fast, try_opening
 from ..pack import Pack
 from ..readable import StepCounter
-from ..runtime import Session, context_length, context_of
-from ..runtime.engine.adapter_feeds import ResidentAdapter
-from ..runtime.engine.adapter_reader import AdapterReader
-from ..runtime.engine.model_runner import ModelRunner
-from ..runtime.engine.requests import SequenceState
-from ..runtime.media.image_layouts import FEATURES, OFFSETS
-from ..runtime.ort.values import array_of
-from ..runtime.prompts import start_ids
+from ..runtime import Session, context_length, context_of, start_ids
+from ..runtime.engine import AdapterReader, ModelRunner, ResidentAdapter, SequenceState
+from ..runtime.media import FEATURES, OFFSETS
+from ..runtime.ort import array_of
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
 from ..runtime.sessions.generate import virtual_tokens
-from ..runtime.text.model_files import text_part
-from ..slots.precision import DEFAULT, precision
+from ..runtime.text import text_part
+from ..slots import DEFAULT
+from ..slots.precision import precision
 from ..tasks import MAIN, Arrays
 from .compare import in_pieces, largest_difference, reads_whole, require_close, takes_much
 from .int8_cache import quantize_cache

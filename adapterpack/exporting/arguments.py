@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, cast
 from ..base import Checkpoint, DequantizedCheckpoint
 from ..bundle import PROOFS
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
-from ..graph_passes.attach import MODES
+from ..graph_passes import MODES
 from ..hub import folder_of
 from ..manifest import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
 from ..pack import Pack, load, match_layers, named_on, require_task
 from ..paths import StrPath
-from ..quantizing.graphs.options import (
+from ..quantizing.graphs import (
     CACHES,
     STORED,
     TRAINED,
@@ -29,12 +29,9 @@ from ..quantizing.graphs.options import (
     quantization,
     require_no_options,
 )
-from ..slots.precision import DEFAULT, precision
-from ..slots.prompt_rows import virtual_tokens
-from ..slots.values import require_slots
-from ..tasks import NO_TASK, Task, get_task, task_of
-from ..tasks.embeddings import POOLING
-from ..tasks.task import require_encoder
+from ..slots import DEFAULT, require_slots, virtual_tokens
+from ..slots.precision import precision
+from ..tasks import NO_TASK, POOLING, Task, get_task, require_encoder, task_of
 from .quantize_base import trained_form
 from .targets import TARGETS, Target
 

@@ -15,18 +15,23 @@ from ..adapter_methods import LAYOUTS, PROMPT, is_bare, is_stacked, to_matrix
 from ..base import Checkpoint, module_parameter, require_plain
 from ..bundle import PAST, Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported
-from ..graph_passes.attach import AttachPlan, base_head, with_fields, with_ranks
-from ..graph_passes.attention import find_heads
-from ..graph_passes.blocks import find_blocks, split_fused_norms, wanted_blocks
-from ..graph_passes.sites import find_sites, later_uses, prompt_site, uses_of_modules
-from ..merging.checkpoint.tied_weights import tied_to_a_head
-from ..pack import Adapter, Pack
-from ..pack.on_base import places_on
-from ..slots.fields import RANK, TURN
-from ..slots.projections import heads_at, project
-from ..slots.prompt_kv import PROJECTION
-from ..slots.prompt_rows import virtual_tokens
-from ..slots.values import largest_ranks, pack_values
+from ..graph_passes import (
+    AttachPlan,
+    base_head,
+    find_blocks,
+    find_heads,
+    find_sites,
+    later_uses,
+    prompt_site,
+    split_fused_norms,
+    uses_of_modules,
+    wanted_blocks,
+    with_fields,
+    with_ranks,
+)
+from ..merging.checkpoint import tied_to_a_head
+from ..pack import Adapter, Pack, places_on
+from ..slots import PROJECTION, RANK, TURN, heads_at, largest_ranks, pack_values, project, virtual_tokens
 from .frontends import BaseGraph
 
 DEFAULT_RANK = 16

@@ -34,8 +34,7 @@ from ..io import output_folder, scratch_folder
 from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.pipeline import merge
-from ..quantizing.graphs.quantize_bundle import quantize_in_place, quantizes_directly
-from ..quantizing.graphs.stored_weights import StoredWeights
+from ..quantizing.graphs import StoredWeights, quantize_in_place, quantizes_directly
 from ..torch_adapters import empty_model
 from .arguments import ExportJob, Progress
 from .bundle_writer import write_bundle

@@ -22,31 +22,31 @@ from ..bundle import (
     BundledAdapter,
     MappedSite,
     VerificationCache,
+    adapter_file,
     graph_file,
     graphs_of,
     manifest_bytes,
     signature_of,
 )
-from ..bundle.manifest import adapter_file
 from ..engine_graph.int8_cache import quantize_cache
 from ..engine_graph.parity import with_decoder, with_report
 from ..errors import Unsupported
-from ..graph_passes.attach import MODES, AttachPlan
-from ..graph_passes.checks import require_sites, slot_names
-from ..graph_passes.emit import give_zeros
-from ..graph_passes.experts import holds_stacks
-from ..graph_passes.packing import pack_siblings
+from ..graph_passes import (
+    MODES,
+    AttachPlan,
+    give_zeros,
+    holds_stacks,
+    pack_siblings,
+    require_sites,
+    slot_names,
+)
 from ..manifest.manifest import Base
-from ..merging.checkpoint.staging import require_space
-from ..onnx_graph import SlicedTensor, save_graph
-from ..onnx_graph.rows import in_order
-from ..quantizing.graphs.options import CACHES
-from ..quantizing.graphs.quantize_bundle import finish_directly, quantize_directly, quantize_in_place
-from ..quantizing.graphs.replace_products import find_products
+from ..merging.checkpoint import require_space
+from ..onnx_graph import SlicedTensor, in_order, save_graph
+from ..quantizing.graphs import CACHES, find_products, finish_directly, quantize_directly, quantize_in_place
 from ..readable import StepCounter, size
-from ..runtime.adapters.files import write_adapter_file
-from ..slots.fields import FIELDS, FIXED, LABELS, nothing
-from ..slots.values import group_slots
+from ..runtime.adapters import write_adapter_file
+from ..slots import FIELDS, FIXED, LABELS, group_slots, nothing
 from ..tasks import MAIN, Task
 from ..tasks.data import ONE, problem_in
 from ..torch_adapters import empty_model

@@ -13,11 +13,10 @@ from ..artifacts import kind_of
 from ..bundle import read_bundle, require_files
 from ..errors import AdapterpackError, ConfigError, OutputExists, storage_errors
 from ..hub import folder_of
-from ..io import cache_folder
+from ..io import cache_folder, digest
 from ..io.file_hashes import file_hashes
-from ..io.strict_json import digest
 from ..pack import Pack, load
-from ..quantizing.graphs.options import require_no_options
+from ..quantizing.graphs import require_no_options
 from ..tasks import Task
 from ..version import VERSION
 from .arguments import ExportRequest, Progress, prepare

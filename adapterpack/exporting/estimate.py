@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base import Checkpoint
-from ..merging.checkpoint.staging import require_space
-from ..onnx_graph.products import PACKED
-from ..quantizing.graphs.product import RoundingSetting
+from ..merging.checkpoint import require_space
+from ..onnx_graph import PACKED
+from ..quantizing.graphs import RoundingSetting
 from ..readable import size
-from ..slots.precision import DEFAULT
+from ..slots import DEFAULT
 from .arguments import ExportJob
 from .frontends import ExportSource
 from .proof.few_layers import list_kept

@@ -12,7 +12,7 @@ from typing import ParamSpec
 from ..bundle import Bundle, bundle_in, find_other_files, read_bundle, require_files
 from ..errors import ConfigError, FormatError, Unsupported
 from ..extras import needed_by
-from ..graph_passes.attach import default_slot_name
+from ..graph_passes import default_slot_name
 from ..io import copy_folder, output_folder, refuse_existing
 from ..merging.base_kind import is_graph
 from ..pack import SIGNATURE

@@ -15,8 +15,20 @@ from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ..errors import SiteNotFound, Unsupported
 from ..onnx_graph import add_input, values_of
 from ..pack import Pack
-from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, is_looked_up, nothing
-from ..slots.values import Values, pad_slots, stack_slots
+from ..slots import (
+    FIELDS,
+    FIXED,
+    LABELS,
+    RANK,
+    ROUTED,
+    TURN,
+    Values,
+    extents,
+    is_looked_up,
+    nothing,
+    pad_slots,
+    stack_slots,
+)
 from ..tasks import MAIN
 from .emit import Emitter, rows_of, slot_input
 

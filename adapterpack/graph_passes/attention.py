@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..bundle import Heads, MappedSite
 from ..onnx_graph import constant_input
 from ..pack import Pack
-from ..slots.prompt_kv import PROJECTION
+from ..slots import PROJECTION
 from .blocks import entering, leaving
 from .sites import Scope
 

@@ -11,13 +11,10 @@ from numpy.typing import ArrayLike
 
 from ..adapter_methods.forms.blocks import EPSILON
 from ..bundle import ADDED, MappedSite
-from ..onnx_graph import add_initializer, inputs_of, take_output, values_of
-from ..onnx_graph.editing import Extent
-from ..slots.blocks import BRANCHES, Branch
-from ..slots.fields import EXPERTS
-from ..slots.precision import ABSENT, convert
+from ..onnx_graph import Extent, add_initializer, inputs_of, take_output, values_of
+from ..slots import ABSENT, EXPERTS, Branch, RouteBranch, convert
+from ..slots.blocks import BRANCHES
 from ..slots.routes import BRANCHES as ROUTES
-from ..slots.routes import RouteBranch
 from ..tasks import AXES
 from .expert_nodes import PairBlocks, blocks_of
 from .experts import ExpertProduct, expert_product

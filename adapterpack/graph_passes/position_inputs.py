@@ -17,8 +17,7 @@ from numpy.typing import ArrayLike
 
 from ..bundle import growing_axis
 from ..errors import Unsupported
-from ..onnx_graph import PRODUCTS, add_input, inputs_of, named_node
-from ..onnx_graph.float32_form import in_float32
+from ..onnx_graph import PRODUCTS, add_input, in_float32, inputs_of, named_node
 from .constants import PREFIX, constant
 
 _FARTHEST = 4096

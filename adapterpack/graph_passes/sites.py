@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..adapter_methods import PROMPT
 from ..bundle import MappedSite
 from ..onnx_graph import inputs_of, only_reader, values_of
-from ..slots.precision import DEFAULT
+from ..slots import DEFAULT
 from .experts import expert_product
 
 Scope = Callable[[ir.Node], str | None]

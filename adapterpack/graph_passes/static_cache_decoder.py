@@ -41,19 +41,21 @@ from ..bundle import (
     ADDED,
     CACHE_LENGTHS,
     DECODER,
+    LAST_POSITIONS,
     LOGITS_POSITIONS,
     LONGEST,
     PAST,
     PRESENT,
     Bundle,
     MappedSite,
+    cache_scale,
     graph_file,
     growing_axis,
+    layer_of,
+    part_ranks,
     read_bundle,
     replaced_states,
 )
-from ..bundle.decoder_graph import LAST_POSITIONS, cache_scale, part_ranks
-from ..bundle.layer_caches import layer_of
 from ..errors import Unsupported
 from ..io import Config
 from ..onnx_graph import (
@@ -66,8 +68,7 @@ from ..onnx_graph import (
     only_reader,
     take_output,
 )
-from ..slots.fields import extents, is_looked_up
-from ..slots.values import split_slot
+from ..slots import extents, is_looked_up, split_slot
 from ..tasks import MAIN
 from .attention import added_to_scores, attention_inputs, scores_and_sinks
 from .constants import PREFIX, NewNodes, constant

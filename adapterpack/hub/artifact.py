@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..bundle import FILE_NAME as BUNDLE
 from ..bundle import parse_bundle
-from ..bundle.manifest import FILE_NAME as BUNDLE
 from ..errors import FormatError, HubError
 from ..io import TENSORS
 from ..manifest import manifest as m
 from ..manifest.manifest import FileEntry
 from ..pack import MUTABLE, SIGNATURE
+from ..pack.validate.checks import Finding
 from ..pack.validate.checks import folder as files
-from ..pack.validate.checks.finding import Finding
 from ..peft import layout
-from .transport.client import ListedFile, Remote
-from .transport.transfer import fetch
+from .transport import ListedFile, Remote, fetch
 
 KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", layout.CONFIG: "peft"}
 """The file that marks an artifact -> its kind. The first one that a repository has decides."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import AdapterpackError, FormatError
 from ..io import Json
 from ..pack import Budget
-from ..pack.validate.checks.finding import Report
+from ..pack.validate.checks import Report
 from ..pack.validate.sarif import sarif
 from ..paths import StrPath
 from .lockfile import Lockfile, PinnedArtifact

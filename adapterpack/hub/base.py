@@ -16,10 +16,7 @@ from ..base.checkpoint import INDEX, SINGLE
 from ..errors import FormatError, StorageError
 from ..io import Json
 from .artifact import require_at_most
-from .transport import names
-from .transport.client import ListedFile, Remote, connect, tree
-from .transport.headers import HeaderFile, read_header
-from .transport.transfer import fetch
+from .transport import HeaderFile, ListedFile, Remote, connect, fetch, names, read_header, tree
 
 _FIRST = 32 << 10
 """Bytes of the first range request. A shard's header has about 100 bytes for each tensor."""

@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, UnknownName, storage_errors
-from ..io import cache_folder
-from ..io.atomic import publish
+from ..io import cache_folder, publish
 from ..pack import Pack
 from ..runtime import validate_bundle
 from ..store import Store

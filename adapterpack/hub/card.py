@@ -19,9 +19,9 @@ from markupsafe import Markup
 from ..errors import printable
 from ..io import Json
 from ..manifest import manifest as m
-from ..manifest.structs import settings_of
+from ..manifest import settings_of
 from ..pack import Pack
-from ..pack.validate.checks.finding import Report
+from ..pack.validate.checks import Report
 from ..peft.readers import MAX_RANKS, largest_rank, readers
 from ..resources import templates
 from ..tasks import NO_TASK, TASKS, Task

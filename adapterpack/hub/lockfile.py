@@ -17,7 +17,7 @@ from ..io import (
     strict_json,
     typed_json,
 )
-from ..manifest.structs import Commit, Sha256
+from ..manifest import Commit, Sha256
 from ..paths import StrPath
 from .transport import names
 

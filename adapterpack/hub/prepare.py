@@ -12,21 +12,18 @@ from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
 
-from ..bundle import read_bundle
-from ..bundle.manifest import FILE_NAME
+from ..bundle import FILE_NAME, read_bundle
 from ..errors import ConfigError, FormatError, StorageError
 from ..io import scratch_folder, sha256_of
 from ..manifest import manifest as m
-from ..pack import SIGNATURE, Pack, load
-from ..pack.pack import seal
-from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
-from ..pack.validate.validation import check
+from ..pack import SIGNATURE, Pack, load, seal
+from ..pack.validate import check
+from ..pack.validate.checks import FORBIDDEN_SUFFIXES, forbidden_files
 from ..paths import StrPath
 from ..runtime import validate_bundle
 from .artifact import KINDS
 from .card import bundle_card, pack_card
-from .transport import names
-from .transport.local_files import LocalFile
+from .transport import LocalFile, names
 
 _SECRETS: dict[str, re.Pattern[bytes]] = {
     "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{20,}"),

@@ -15,17 +15,14 @@ from msgspec import structs
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
 from ..io import Json, cache_folder, output_folder, own_folder, refuse_existing, strict_json
 from ..manifest import manifest as m
-from ..pack import SIGNATURE, Pack, load
-from ..pack.pack import seal
-from ..pack.validate.checks.folder import read_manifest
+from ..pack import SIGNATURE, Pack, load, seal
+from ..pack.validate.checks import read_manifest
 from ..paths import StrPath
 from . import bundle_cache
 from .artifact import KINDS, MAX_BYTES, Artifact, kind_in, open_remote, require_closed
 from .base import RemoteBase, remote_base
 from .lockfile import Lockfile, PinnedArtifact, machine_lockfile
-from .transport import names
-from .transport.client import ListedFile, Remote, connect, offline, tree
-from .transport.transfer import fetch, remove_old
+from .transport import ListedFile, Remote, connect, fetch, names, offline, remove_old, tree
 
 _SPARE = 256 << 20
 """Bytes of disk space that a download leaves free."""

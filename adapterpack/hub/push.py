@@ -16,11 +16,23 @@ from ..paths import StrPath
 from .artifact import CLOSED, KINDS, open_remote
 from .card import MARK
 from .prepare import README, PreparedPush, prepare
-from .transport import names
-from .transport.client import ListedFile, Remote, connect, endpoint, hub_errors, in_folder, tree, with_retries
-from .transport.commit import Draft, NewCommit, commit
-from .transport.http import Endpoint, post_json
-from .transport.transfer import fetch
+from .transport import (
+    Draft,
+    Endpoint,
+    ListedFile,
+    NewCommit,
+    Remote,
+    connect,
+    endpoint,
+    fetch,
+    hub_errors,
+    in_folder,
+    names,
+    post_json,
+    tree,
+    with_retries,
+)
+from .transport.commit import commit
 
 _MAX_CARD = 4 << 20
 

@@ -14,15 +14,8 @@ from ..errors import AdapterpackError, FormatError, HubError
 from ..io import TENSORS, strict_json
 from ..manifest import manifest as m
 from ..pack import SIGNATURE, Budget, Pack, from_peft
-from ..pack.validate.checks import reading
-from ..pack.validate.checks.base import base_verdict
-from ..pack.validate.checks.composition import composition
-from ..pack.validate.checks.context import Spent, Subject
-from ..pack.validate.checks.finding import Finding, Report
-from ..pack.validate.checks.peft_agreement import options
-from ..pack.validate.checks.remote import remote_code
-from ..pack.validate.registry import HEADER_CHECKS
-from ..pack.validate.validation import (
+from ..pack.validate import (
+    HEADER_CHECKS,
     NO_BASE,
     SHAPES_ONLY,
     examine,
@@ -30,16 +23,24 @@ from ..pack.validate.validation import (
     require_known,
     run_checks,
 )
+from ..pack.validate.checks import (
+    Finding,
+    Report,
+    Spent,
+    Subject,
+    base_verdict,
+    options,
+    reading,
+    remote_code,
+)
+from ..pack.validate.checks.composition import composition
 from ..peft.options import base_hint, parse_config
 from ..runtime import validate_bundle
 from ..runtime.sessions.validation import about_base, about_texts, other_tokenizer, texts_of_base
 from .artifact import Artifact, differences, open_remote
 from .base import RemoteBase, remote_base
 from .pull import download, scratch_folder
-from .transport import names
-from .transport.client import ListedFile, Remote, connect, tree
-from .transport.headers import HeaderFile, read_header
-from .transport.transfer import fetch
+from .transport import HeaderFile, ListedFile, Remote, connect, fetch, names, read_header, tree
 
 _FIRST = 100_000
 """Bytes of the first range request; the headers of most adapters are shorter."""

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from ..errors import AdapterpackError, ConfigError, HubError, StorageError, closest
 from ..paths import StrPath
-from .transport import names
-from .transport.client import endpoint, redact
-from .transport.official import guarded_downloads
+from .transport import endpoint, guarded_downloads, names, redact
 
 _WITHOUT_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 """The name of a repository without an owner, as the oldest models of the public hub have."""

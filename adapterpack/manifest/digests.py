@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import NonFinite
-from ..io import TENSORS, hashing, safetensors
-from ..io.safe_open import write_parts
+from ..io import TENSORS, hashing, safetensors, write_parts
 from . import manifest as m
 
 

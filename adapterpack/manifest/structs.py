@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta, field
 
-from ..io import DTYPES, Json, Misfit, StrictStruct
-from ..io.typed_json import escape_key, find_duplicates
+from ..io import DTYPES, Json, Misfit, StrictStruct, escape_key, find_duplicates
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Pattern of valid pack names."""

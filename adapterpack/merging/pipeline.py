@@ -15,12 +15,21 @@ from ..pack import Pack, as_pack, weights_of
 from ..paths import StrPath
 from ..version import VERSION
 from .base_kind import is_gguf, is_graph
-from .checkpoint import jobs, journal, layout, plan, provenance, staging, stream
-from .checkpoint.arguments import require_outside
-from .checkpoint.base_model import MergeBase
-from .checkpoint.report import MergedPack, MergeReport
-from .checkpoint.tensor_jobs import Fold
-from .fold.fused import choose_arithmetic
+from .checkpoint import (
+    Fold,
+    MergeBase,
+    MergedPack,
+    MergeReport,
+    jobs,
+    journal,
+    layout,
+    plan,
+    provenance,
+    require_outside,
+    staging,
+    stream,
+)
+from .fold import choose_arithmetic
 from .onnx.report import GraphReport
 
 VERIFY = ("structure", "full")

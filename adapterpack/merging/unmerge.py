@@ -26,9 +26,8 @@ from ..io import safetensors as st
 from ..manifest import manifest as m
 from ..pack import Pack, as_pack
 from ..paths import StrPath
-from .checkpoint import layout, plan
-from .checkpoint.base_model import MergeBase
-from .fold.fold import prepare, slice_of
+from .checkpoint import MergeBase, layout, plan
+from .fold import prepare, slice_of
 
 _NO_BASE = "give the base with base=BASE (--base BASE)"
 

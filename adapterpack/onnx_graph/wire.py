@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import FormatError, storage_errors
-from ..io import open_regular
-from ..io.safe_open import whole
+from ..io import open_regular, whole
 
 _GRAPH, _INITIALIZER = 7, 5
 _NAME, _PAYLOADS = 8, (9, 4)

@@ -13,9 +13,7 @@ from msgspec.structs import replace
 
 from ..adapter_methods import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
-from ..manifest import Canary
-from ..manifest.structs import TopLogits
-from ..manifest.synthetic_inputs import make_row
+from ..manifest import Canary, TopLogits, make_row
 
 TOP = 8
 LENGTHS = (9, 5)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..adapter_methods import Method, Site, amount
 from ..errors import FormatError
-from ..manifest.manifest import TensorEntry
+from ..manifest import TensorEntry
 
 FACTOR = 16
 """How many numbers may be computed for each stored number and for each changed weight; methods need three or

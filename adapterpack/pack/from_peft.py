@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 from ..adapter_methods import WITH_BASE, BaseChange, OfBase
 from ..errors import ConfigError, Unsupported
-from ..io import TENSORS, Json, SafetensorsFile, Streamed
-from ..io.safe_open import LARGE
+from ..io import LARGE, TENSORS, Json, SafetensorsFile, Streamed
 from ..manifest import MethodSites
 from ..manifest import manifest as m
 from ..peft import layout
 from ..peft.options import base_hint, read_config, require_tensors, unknown_sentence
-from ..tasks.task import task_of_peft
+from ..tasks import task_of_peft
 from .pack import Pack, build
 
 

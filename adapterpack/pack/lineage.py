@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError, FormatError
-from ..manifest import Parent
-from ..manifest.manifest import Lineage
+from ..manifest import Lineage, Parent
 from .pack import Pack
 
 MAX_DEPTH = 8

@@ -20,11 +20,10 @@ from ..adapter_methods import PROMPT, Arrays, Method, Site, Tensors, resolve_con
 from ..adapter_methods.core.shapes import check_shapes
 from ..base import Fingerprint, Verdict, compatibility
 from ..errors import ConfigError, FormatError, NothingToDo, StorageError
-from ..io import TENSORS, Json, SafetensorsFile, Streamed, output_folder
-from ..io.streamed_tensors import Unread
+from ..io import TENSORS, Json, SafetensorsFile, Streamed, Unread, output_folder
+from ..manifest import digest_tensors, entry_of, features, file_entry, require_combinable, write_files
 from ..manifest import manifest as m
-from ..manifest.digests import digest_tensors, entry_of, file_entry, write_files
-from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
+from ..manifest.secondary_methods import MethodSites, Sites
 from ..manifest.view import Described
 from ..notebook import Shown
 from ..paths import StrPath

@@ -17,8 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, NonFinite
-from ..manifest import Run
-from ..manifest.structs import Packed
+from ..manifest import Packed, Run
 
 _MOST_OF_ALL = float(np.finfo(np.float32).max)
 _MOST = _MOST_OF_ALL / 4

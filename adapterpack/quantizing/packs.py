@@ -12,12 +12,8 @@ from msgspec.structs import replace
 from ..adapter_methods import Tensors, fold, is_stacked, row_blocks
 from ..composing.resize import resize
 from ..errors import ConfigError, NothingToDo, Unsupported
-from ..manifest.digests import entry_of
-from ..manifest.manifest import PACKED
-from ..manifest.structs import Packed
-from ..pack import Adapter, Pack, descend
-from ..pack.pack import seal
-from ..pack.quantized_tensors import encode
+from ..manifest import PACKED, Packed, entry_of
+from ..pack import Adapter, Pack, descend, encode, seal
 from .pack_scheme import PACK_SCHEMES, PackScheme
 
 

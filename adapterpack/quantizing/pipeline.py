@@ -10,7 +10,7 @@ from ..errors import ConfigError, Unsupported
 from ..io import refuse_existing
 from ..pack import Pack, load
 from ..paths import StrPath
-from .graphs.options import GraphOptions, quantization, require_no_options
+from .graphs import GraphOptions, quantization, require_no_options
 from .packs import quantize_pack
 
 

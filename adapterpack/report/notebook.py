@@ -9,8 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..io import strict_json
-from ..pack import Pack
-from ..pack.inspect import describe
+from ..pack import Pack, describe
 from .audit import audit_report
 from .bench import bench_report
 from .comparison import comparison_report

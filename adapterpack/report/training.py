@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..manifest.structs import settings_of
+from ..manifest import settings_of
 from ..readable import MISSING, count, number, seconds, size
 from .chart import TONES, Chart, Points, line_charts
 from .inspection import list_facts

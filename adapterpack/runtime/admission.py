@@ -9,8 +9,7 @@ from ..base import Verdict, compatibility
 from ..bundle import has_other_tokenizer
 from ..errors import FormatError, Unsupported
 from ..manifest import Canary
-from ..pack import Pack, Signers, canary, require_task
-from ..pack.fits import task_of
+from ..pack import Pack, Signers, canary, require_task, task_of
 from ..tasks import NO_TASK
 from .canary import NONE, Replay, foreign_inputs, of_graph, widen_canary
 from .open_bundle import OpenBundle

@@ -14,10 +14,9 @@ import numpy as np
 from ..bundle import ADAPTER_IDS, Bundle
 from ..manifest import Canary
 from ..pack import Pack, canary
-from ..slots.precision import DEFAULT, PRECISIONS
-from ..slots.values import Values, head_values, in_slots, pad_slots, stack_slots
+from ..slots import DEFAULT, PRECISIONS, Values, head_values, in_slots, pad_slots, stack_slots
 from ..tasks import MAIN, SOUNDS, Arrays, get_task
-from .media.image_layouts import PIXELS
+from .media import PIXELS
 from .open_bundle import OpenBundle
 from .pipeline import run_parts, values
 

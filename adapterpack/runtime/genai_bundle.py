@@ -16,17 +16,15 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ..base import copy_carried
-from ..bundle import GENAI_FILE, GRAPH, PAST, PRESENT, Bundle, MappedSite
-from ..bundle.manifest import FILE_NAME
+from ..bundle import FILE_NAME, GENAI_FILE, GRAPH, PAST, PRESENT, Bundle, MappedSite
 from ..errors import OutputExists, Unsupported
 from ..io import Config, cache_folder, output_folder, strict_json
 from ..manifest.structs import Base
-from ..onnx_graph import GraphFile, require_safe
-from ..onnx_graph.graph_file import DTYPES
+from ..onnx_graph import DTYPES, GraphFile, require_safe
 from ..paths import StrPath
-from ..slots.graph_inputs import slots_of
+from ..slots import slots_of
 from ..version import VERSION
-from .text.model_files import read_object
+from .text import read_object
 
 MADE_OF = "made_of"
 """The entry of a bundle's parity report with the folder of the other tool."""

@@ -19,6 +19,8 @@ import numpy as np
 from ..adapter_methods import PROMPT
 from ..bundle import (
     DECODER,
+    FILE_NAME,
+    VALID,
     Bundle,
     VerificationCache,
     graph_file,
@@ -26,43 +28,28 @@ from ..bundle import (
     manifest_bytes,
     parse_bundle,
     require_files,
+    require_in_list,
+    require_same,
 )
-from ..bundle.files import require_in_list, require_same
-from ..bundle.manifest import FILE_NAME
-from ..bundle.proofs import VALID
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
+from ..onnx_graph import try_opening
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, StoredTensor
-from ..onnx_graph.sandboxed_check import try_opening
 from ..pack import Pack
-from ..pack.validate.validation import load, load_proved
+from ..pack.validate import load, load_proved
 from ..paths import StrPath
 from ..sandbox.child import is_inside
-from ..slots.prompt_rows import virtual_tokens
+from ..slots import virtual_tokens
 from ..tasks import MAIN, SOUNDS, Arrays, RowHead, get_task
 from ..tasks.data import PROBLEMS, Picture, Recording, map_rows, number_labels
-from .adapters.mix import Mix, Names
-from .adapters.modes import ADAPTER_MODES
-from .adapters.pinned import Adapters, PinnedRows
-from .adapters.prompt_cache import prompt_kv
-from .adapters.slot_values import SlotValues
+from .adapters import ADAPTER_MODES, Adapters, Mix, Names, PinnedRows, SlotValues, prompt_kv
 from .genai_bundle import MADE_OF, bundle_folder
-from .generation.sampling import Sampling
-from .media.image_layouts import PIXELS, ImageLayout, layout_of
-from .media.inputs import sized_image_of, sound_of
-from .media.processor_config import preparation, section
-from .media.sounds import rate_of
-from .ort.contract import require_contract
-from .ort.model import OrtModel
-from .ort.values import BFLOAT16
+from .generation import Sampling
+from .media import PIXELS, ImageLayout, layout_of, preparation, rate_of, section, sized_image_of, sound_of
+from .ort import BFLOAT16, OrtModel, require_contract
 from .padding import pad
-from .providers.device import Device
-from .providers.kernels import list_unfit
-from .providers.placement import CpuNodesWarning
-from .providers.resolved_device import resolve
-from .text.ctc import Characters, collapse
-from .text.model_files import most_characters, read_object
-from .text.tokenizer import NoTokenizer, Tokenizer
+from .providers import CpuNodesWarning, Device, list_unfit, resolve
+from .text import Characters, NoTokenizer, Tokenizer, collapse, most_characters, read_object
 
 
 class OpenBundle:

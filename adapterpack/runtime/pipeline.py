@@ -10,20 +10,16 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import PROMPT
-from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
-from ..bundle.layer_caches import past_length
+from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, past_length
 from ..errors import ConfigError
-from ..slots.prompt_rows import virtual_room
+from ..slots import virtual_room
 from ..tasks import SOUNDS, Arrays, Part
-from .adapters.mix import Names
-from .adapters.pinned import PinnedRows
-from .adapters.prompt_cache import PromptCache, make_prompt_cache
-from .media.image_layouts import IMAGES, OFFSETS, PIXELS, TOKEN_TYPES, features_of_rows, rows_of_images
+from .adapters import Names, PinnedRows, PromptCache, make_prompt_cache
+from .media import IMAGES, OFFSETS, PIXELS, TOKEN_TYPES, features_of_rows, rows_of_images
 from .open_bundle import OpenBundle
-from .ort.model import OrtModel
-from .ort.values import BFLOAT16, array_of, value_of
+from .ort import BFLOAT16, OrtModel, array_of, value_of
 from .padding import last_places, positions
-from .text.model_files import require_context
+from .text import require_context
 
 
 def run_parts(

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError, excerpt
-from ..pack.text_profile import LARGEST_ID
+from ..pack import LARGEST_ID
 from ..tasks.data import Picture
-from .media.image_layouts import PIXELS
-from .media.image_processing import DATA
-from .media.pictures import PictureReader, SeenPicture, fill_marks
+from .media import DATA, PIXELS, PictureReader, SeenPicture, fill_marks
 from .open_bundle import OpenBundle
-from .text.model_files import MAX_ID, text_part, token_ids
+from .text import MAX_ID, text_part, token_ids
 
 MOST_PICTURES = 64
 """The most pictures of one prompt."""

@@ -13,10 +13,10 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
-from ..http.http_error import HTTPError
+from ..http import HTTPError
 from ..io import ClosedStruct, FrozenStruct
 from .adapters.adapter_control import Refusal, ServedAdapter
-from .observability.audit import Record
+from .observability import Record
 from .openapi import document
 from .route import RequestContext, RouteSpec, json_response
 from .routes import health, metrics, ready

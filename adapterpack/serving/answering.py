@@ -13,14 +13,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.http_error import HTTPError
+from ..http import HTTPError
 from .catalogue import ServedModel
-from .openai.answers import PromptDetails, Usage
-from .openai.errors import as_http_error
-from .openai.response_writer import ALIVE, STREAM_HEADERS, STREAM_TYPE, ResponseWriter
+from .openai import ALIVE, STREAM_HEADERS, STREAM_TYPE, PromptDetails, ResponseWriter, Usage, as_http_error
 from .route import RequestContext, json_response
-from .scheduling.engine_thread import EngineStopped
-from .scheduling.rows import RequestOutput, ScheduledRow
+from .scheduling import EngineStopped, RequestOutput, ScheduledRow
 
 ALIVE_SECONDS = 15.0
 """Seconds without output after which a stream sends a comment to stay alive."""

@@ -11,9 +11,9 @@ from typing import Any
 from ..errors import ConfigError, Unsupported
 from ..registry import Registry
 from ..runtime import Engine
-from .observability.metrics import Figure
+from .observability import Figure
 from .route import RouteSpec
-from .tenants.limits import ServerLimits
+from .tenants import ServerLimits
 
 
 @dataclass(frozen=True)

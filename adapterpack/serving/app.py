@@ -18,12 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import AdapterpackError
-from ..http.http_error import HTTPError
+from ..http import HTTPError
 from .answering import GONE
-from .observability.audit import Record
-from .openai.errors import as_http_error, response
+from .observability import Record
+from .openai import as_http_error, response
 from .route import RequestContext, RouteSpec, State
-from .tenants.keys import EVERYBODY, Key, Keys
+from .tenants import EVERYBODY, Key, Keys
 
 _TRACE = ("traceparent", "tracestate")
 """The W3C headers with which a client names the trace of a request."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 
-from ..http.protocol import Protocol
+from ..http import Protocol
 from ..pack import Pack, Signers
 from ..paths import StrPath
 from ..runtime import Engine
@@ -19,17 +19,12 @@ from .adapters.startup import StartupAdapters
 from .api import Api, apis_of
 from .app import build
 from .catalogue import Catalogue
-from .observability.audit import AuditLog
-from .observability.metrics import Figure, Metrics
-from .observability.traffic import Traffic
+from .observability import AuditLog, Figure, Metrics, Traffic
 from .route import RouteSpec, State
 from .routes import table
-from .scheduling.admission import Admission
-from .scheduling.engine_thread import EngineThread
+from .scheduling import Admission, EngineThread
 from .status import STATUS_ROUTES
-from .tenants.keys import Keys
-from .tenants.limits import ServerLimits
-from .tenants.quotas import Quotas
+from .tenants import Keys, Quotas, ServerLimits
 
 
 class Assembly(NamedTuple):

@@ -14,14 +14,12 @@ from msgspec import UNSET, UnsetType
 
 from ..bundle import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported, closest
-from ..http.http_error import HTTPError, invalid_request
+from ..http import HTTPError, invalid_request
 from ..pack import Pack
 from ..runtime import Engine
-from ..runtime.adapters.mix import Mix, combine
-from .openai.answers import Provenance, Share
-from .openai.errors import as_http_error
-from .openai.requests import NamedWeight
-from .tenants.keys import Key
+from ..runtime.adapters import Mix, combine
+from .openai import NamedWeight, Provenance, Share, as_http_error
+from .tenants import Key
 
 OWN_IDS = (
     "token ids were taken as this model's own: those of another tokenizer, as LangChain's OpenAIEmbeddings "

@@ -16,10 +16,8 @@ from ..pack import Pack
 from ..runtime import Device, Engine
 from .assembly import assemble
 from .route import RouteSpec
-from .scheduling.engine_thread import EngineThread
-from .scheduling.rows import ScheduledRow
-from .tenants.keys import Keys
-from .tenants.limits import ServerLimits
+from .scheduling import EngineThread, ScheduledRow
+from .tenants import Keys, ServerLimits
 
 _WITHOUT_END = 10**9
 _LIMITS = ServerLimits(

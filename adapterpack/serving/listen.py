@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
-from ..http.port import listening
+from ..http import listening
 
 UNIX = "unix:"
 BACKLOG = 256

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from ..io.typed_json import portable
+from ..io import portable
 from ..version import VERSION
-from .openai.response_writer import STREAM_TYPE
+from .openai import STREAM_TYPE
 from .route import RouteSpec
 
 _PLACE = "#/components/schemas/{name}"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from starlette.responses import Response
 
-from ..http.http_error import HTTPError
+from ..http import HTTPError
 from ..palette import style_sheet
 from ..resources import resource
 from .route import RequestContext, RouteSpec

@@ -16,11 +16,10 @@ from typing import NamedTuple
 import uvicorn
 from starlette.applications import Starlette
 
-from ..http.bodies import DrainBodyOnError
-from ..http.protocol import Protocol
+from ..http import DrainBodyOnError, Protocol
 from .adapters.folder_watcher import FolderWatcher
 from .route import State
-from .tenants.limits import ServerLimits
+from .tenants import ServerLimits
 
 _LAST_SECONDS = 5
 """Seconds for sending answers whose rows have ended, at shutdown."""

@@ -18,24 +18,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import FormatError, nearest
-from ..http.bodies import body_of, fields_of
-from ..http.http_error import HTTPError, invalid_request
+from ..http import HTTPError, body_of, fields_of, invalid_request
 from ..io import StrictStruct, strict_json, typed_json
-from ..pack.text_profile import AUTO
-from ..runtime.prompts import first_ids
+from ..pack import AUTO
+from ..runtime import first_ids
 from .adapters.adapter_control import AdapterControl
 from .adapters.on_request import OnRequest
 from .catalogue import Catalogue, ServedModel
-from .observability.audit import Record
-from .observability.metrics import Metrics
-from .observability.traffic import Traffic
-from .openai.errors import OPENAI, ErrorForm
-from .openai.requests import ClientRequest, NamedWeight
-from .scheduling.admission import Admission
-from .scheduling.engine_thread import EngineThread
-from .tenants.keys import Key, Keys
-from .tenants.limits import ServerLimits
-from .tenants.quotas import Quotas
+from .observability import Metrics, Record, Traffic
+from .openai import OPENAI, ClientRequest, ErrorForm, NamedWeight
+from .scheduling import Admission, EngineThread
+from .tenants import Key, Keys, Quotas, ServerLimits
 
 T = TypeVar("T", bound=StrictStruct)
 _CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}

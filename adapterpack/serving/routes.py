@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 from starlette.responses import Response
 
-from ..pack.text_profile import AUTO
+from ..pack import AUTO
 from ..version import VERSION
 from .catalogue import ServedModel
-from .observability.metrics import TEXT_TYPE
-from .openai.answers import ModelCard, ModelList
+from .observability import TEXT_TYPE
+from .openai import ModelCard, ModelList
 from .openapi import document
 from .route import RequestContext, RouteSpec, State, json_response
 

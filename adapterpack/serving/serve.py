@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 from ..engine_graph.genai_engine import served_folder
 from ..errors import ConfigError
 from ..extras import needed_by
-from ..http.tls import IN_THE_CLEAR, Certificate
+from ..http import IN_THE_CLEAR, Certificate
 from ..hub import folder_of
-from ..io.pinned_files import allow_more_files
+from ..io import allow_more_files
 from ..pack import Pack, Signers
 from ..paths import StrPath
 from ..runtime import Device, Engine
 from .adapters.folder_watcher import FolderWatcher
 from .listen import UNIX, address_socket, is_loopback, open_to_others, port_socket
-from .tenants.keys import Keys
-from .tenants.limits import ServerLimits
+from .tenants import Keys, ServerLimits
 
 LOOPBACK = "127.0.0.1"
 _LOG = logging.getLogger("adapterpack.serving")

@@ -18,9 +18,9 @@ from ..io import FrozenStruct
 from ..version import VERSION
 from .adapters.adapter_control import Facts
 from .admin import RefusalCard
-from .observability.traffic import Counts, Tally, Wait
+from .observability import Counts, Tally, Wait
 from .route import RequestContext, RouteSpec, State, json_response
-from .tenants.keys import EVERYBODY, Key
+from .tenants import EVERYBODY, Key
 
 
 class ServerStatus(FrozenStruct, kw_only=True):

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from ..bundle import Heads, MappedSite
 from ..errors import FormatError, Unsupported
-from ..onnx_graph.float32_form import in_float32
+from ..onnx_graph import in_float32
 from ..onnx_graph.products import PRODUCTS
 from .precision import DEFAULT
 from .prompt_kv import PROJECTION

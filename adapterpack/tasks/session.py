@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .data import ONE, Picture, Recording, Result, no_head
-from .data.problems import ProblemType
+from .data import ONE, Picture, ProblemType, Recording, Result, no_head
 
 Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]

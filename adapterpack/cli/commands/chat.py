@@ -26,9 +26,9 @@ from ...errors import (
     storage_errors,
 )
 from ...io import output_file, refuse_existing
-from ...runtime.text.model_files import read_text
+from ...runtime.text import read_text
 from ...signals import Ended, taken
-from ...tasks.task import require_chat
+from ...tasks import require_chat
 from ..bundle_options import device_of, device_options, open_target, packs_argument
 from ..logs import log_failure, log_message
 from ..options import common_options, load_adapter, load_pack, option, parse_pairs

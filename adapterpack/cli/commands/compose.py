@@ -25,7 +25,7 @@ from ...composing.steps import RankChosen
 from ...errors import ConfigError
 from ...hub import folder_of
 from ...hub.resolve import folder_at_hand
-from ...pack.inspect import describe
+from ...pack import describe
 from ...readable import show_value, size, things
 from ..logs import log_message
 from ..options import common_options, flag, load_pack, option, parse_pairs, suggest, weight_option

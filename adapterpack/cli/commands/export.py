@@ -10,8 +10,7 @@ import click
 
 import adapterpack
 
-from ...bundle import bundle_in
-from ...bundle.reports import proof_sentence
+from ...bundle import bundle_in, proof_sentence
 from ...hub import folder_of
 from ...merging.base_kind import is_gguf, is_graph
 from ...readable import size, things

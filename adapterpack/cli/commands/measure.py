@@ -10,7 +10,7 @@ import click
 import adapterpack
 
 from ...hub import folder_of
-from ...manifest.manifest import FILE_NAME
+from ...manifest import FILE_NAME
 from ...readable import size, things
 from ..options import common_options, load_pack, option
 from ..output import print_json, print_line

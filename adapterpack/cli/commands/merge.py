@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ...hub import folder_of
-from ...merging.checkpoint.report import MergeReport
+from ...merging.checkpoint import MergeReport
 from ...merging.onnx.report import GraphReport
 from ...merging.pipeline import merge
 from ...readable import size, things

@@ -8,7 +8,7 @@ import click
 
 import adapterpack
 
-from ...hub.transport.names import HubReference
+from ...hub.transport import HubReference
 from ..options import common_options, flag, option
 from ..output import print_json, print_line
 from ..progress import show_bytes

@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ...hub import folder_of
-from ...pack.inspect import describe
+from ...pack import describe
 from ...readable import show_value, size, things
 from ..options import common_options, load_pack, option, out_option
 from ..output import print_json, print_line

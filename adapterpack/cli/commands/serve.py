@@ -13,7 +13,7 @@ import adapterpack
 from ...errors import ConfigError
 from ...pack import Signers
 from ...readable import things
-from ...serving.tenants.keys import new_key
+from ...serving.tenants import new_key
 from ..bundle_options import device_of, device_options, open_target, packs_argument
 from ..options import address_options, common_options, flag, load_adapter, load_pack, option
 from ..output import print_json, print_line

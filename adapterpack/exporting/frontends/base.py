@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from ...graph_passes.sites import Scope
+from ...graph_passes import Scope
 from ...pack import Pack
 from ...registry import Registry
-from ...slots.precision import DEFAULT
+from ...slots import DEFAULT
 from ...tasks import MAIN, Task
 
 

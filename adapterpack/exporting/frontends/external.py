@@ -19,13 +19,20 @@ from ...adapter_methods import LAYOUTS
 from ...base import Checkpoint
 from ...bundle import PAST
 from ...errors import FormatError, Unsupported
-from ...graph_passes.sites import with_bias
+from ...graph_passes import with_bias
 from ...io import Config
-from ...onnx_graph import GraphFile, TensorPlace, WeightPiece, add_initializer, inputs_of, require_safe
+from ...onnx_graph import (
+    GraphFile,
+    TensorPlace,
+    WeightPiece,
+    add_initializer,
+    inputs_of,
+    require_openable,
+    require_safe,
+)
 from ...onnx_graph.match import match
-from ...onnx_graph.sandboxed_check import require_openable
 from ...pack import Pack
-from ...slots.precision import DEFAULT
+from ...slots import DEFAULT
 from ...tasks import AXES
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 

@@ -17,10 +17,10 @@ import onnx_ir as ir
 
 from ...base import read_json
 from ...base.thresholds import reaches_of
-from ...graph_passes.sites import onnxscript_scope
+from ...graph_passes import onnxscript_scope
 from ...io import Config
 from ...onnx_graph import SlicedTensor, add_initializer, constant_input, inputs_of, named_node
-from ...slots.precision import DEFAULT
+from ...slots import DEFAULT
 from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 
-from ...slots.prompt_rows import virtual_tokens
+from ...slots import virtual_tokens
 from ...tasks import MAIN, REREADS
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 

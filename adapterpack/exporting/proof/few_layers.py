@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from ...base import CONFIG, Checkpoint, read_json
 from ...io import Config
 from ...manifest.manifest import Base
-from ...pack import Pack
-from ...pack.pack import seal
+from ...pack import Pack, seal
 from ..tracing.scratch_checkpoint import write_checkpoint
 
 _BLOCK = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blocks|block))\.([0-9]{1,5})\.")

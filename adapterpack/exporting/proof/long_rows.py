@@ -16,7 +16,7 @@ from ...io import Config, Json
 from ...pack import Pack
 from ...runtime import Session, context_length, context_of
 from ...runtime.sessions.generate import virtual_tokens
-from ...slots.prompt_rows import virtual_room
+from ...slots import virtual_room
 from ...tasks import Arrays
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import config_of, example

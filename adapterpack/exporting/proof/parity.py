@@ -20,7 +20,8 @@ from ...errors import ConfigError, ParityError
 from ...io import Json
 from ...readable import StepCounter
 from ...runtime import Session, canary
-from ...slots.precision import NONE_BELOW, precision
+from ...slots import NONE_BELOW
+from ...slots.precision import precision
 from ...tasks import FRAMES, Arrays
 from ...torch_adapters import empty_model
 from ..frontends.base import ExportSource

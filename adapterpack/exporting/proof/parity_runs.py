@@ -15,13 +15,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from ...adapter_methods.core.token_positions import has_acted
 from ...bundle import ADAPTER_POSITIONS, ENCODED
 from ...pack import Pack
-from ...runtime import Session
-from ...runtime.adapters.mix import Names
-from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, take_images
-from ...runtime.padding import positions
+from ...runtime import Session, positions
+from ...runtime.adapters import Names
+from ...runtime.media import GRIDS, IMAGES, OFFSETS, PIXELS, take_images
 from ...runtime.sessions.decoder import next_cache
-from ...tasks import FRAMES, REREADS, Arrays, Task
-from ...tasks.task import SPANS
+from ...tasks import FRAMES, REREADS, SPANS, Arrays, Task
 from ...torch_adapters.adapt import attach, detach
 from ...torch_adapters.canaries.inputs import token_types
 from ..tracing.layer_state import is_recurrent, own_mask, whole_cache

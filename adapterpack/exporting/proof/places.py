@@ -14,12 +14,8 @@ from ...adapter_methods import row_blocks, to_matrix
 from ...base import Checkpoint
 from ...bundle import MappedSite, graph_file
 from ...errors import ParityError
-from ...graph_passes.tied import TABLE
-from ...onnx_graph import GraphFile
-from ...onnx_graph.int8_columns import scales_of
-from ...onnx_graph.nbits import quantized_nodes
-from ...onnx_graph.quantized import near_rows
-from ...onnx_graph.rows import cast
+from ...graph_passes import TABLE
+from ...onnx_graph import GraphFile, cast, near_rows, quantized_nodes, scales_of
 
 _KINDS = frozenset({"linear", "lookup"})
 _HALF = 0.501

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from ...base import Checkpoint, LongRows
 from ...base.thresholds import SHORT
-from ...bundle import PROOFS
-from ...bundle.reports import ProofReport
+from ...bundle import PROOFS, ProofReport
 from ...errors import Unsupported
 from ...pack import Pack
 from ...readable import things

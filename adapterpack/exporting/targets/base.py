@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...bundle import Bundle
 from ...errors import Unsupported
-from ...graph_passes.attach import default_slot_name
+from ...graph_passes import default_slot_name
 from ...registry import Registry
 from ...tasks import Task
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...bundle.manifest import MODES
+from ...bundle import MODES
 from .base import TARGETS, Target
 
 ort = TARGETS.register(

@@ -12,10 +12,10 @@ from pathlib import Path
 from ...base import read_json
 from ...bundle import GENAI_FILE, GRAPH, PAST, Bundle, Port, growing_axis
 from ...errors import Unsupported
-from ...graph_passes.attach import default_slot_name
+from ...graph_passes import default_slot_name
 from ...io import Json, strict_json
 from ...runtime import Tokenizer
-from ...slots.values import PEFT_NAMES
+from ...slots import PEFT_NAMES
 from .base import TARGETS, Target
 
 _TYPES = frozenset(

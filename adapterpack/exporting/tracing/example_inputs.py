@@ -11,9 +11,8 @@ import numpy as np
 
 from ...adapter_methods import Acts
 from ...errors import Unsupported
-from ...runtime import image_shape
-from ...runtime.media.processor_config import preparation
-from ...runtime.padding import pad
+from ...runtime import image_shape, pad
+from ...runtime.media import preparation
 from ...tasks import SOUNDS, Arrays, Sound, Task, reads_types, sound_of
 
 if TYPE_CHECKING:

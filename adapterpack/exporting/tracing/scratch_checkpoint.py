@@ -15,8 +15,7 @@ from ...base.checkpoint import SINGLE
 from ...errors import storage_errors
 from ...io import FLOATS, Config
 from ...io import safetensors as st
-from ...merging.checkpoint.config import plain_config
-from ...merging.checkpoint.staging import require_space
+from ...merging.checkpoint import plain_config, require_space
 
 _BLOCK = 1 << 20
 """Numbers of a weight to decode at a time."""

@@ -21,7 +21,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from ...errors import Unsupported
-from ...slots.prompt_rows import LEAVES
+from ...slots import LEAVES
 from ...tasks import FRAMES, REREADS
 from ...torch_adapters.canaries.inputs import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of

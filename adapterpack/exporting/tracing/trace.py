@@ -27,14 +27,11 @@ from transformers.exporters import utils as exporter_utils
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import Unsupported
-from ...graph_passes.position_inputs import PositionInputs
-from ...graph_passes.sites import SWAPPED, torch_scope, uses_of_modules
+from ...graph_passes import SWAPPED, PositionInputs, torch_scope, uses_of_modules
 from ...onnx_graph import inputs_of
-from ...runtime.padding import positions
-from ...slots.precision import DEFAULT
-from ...slots.prompt_rows import LEAVES
-from ...tasks import Part, Sound, Task, sound_of
-from ...tasks.task import ANY_SIZE
+from ...runtime import positions
+from ...slots import DEFAULT, LEAVES
+from ...tasks import ANY_SIZE, Part, Sound, Task, sound_of
 from ...torch_adapters.models.load import load_model, quiet_transformers
 from ...torch_adapters.models.row_frequencies import hold_frequencies
 from .example_inputs import example, images_of

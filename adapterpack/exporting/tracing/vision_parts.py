@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import Unsupported
 from ...runtime import image_shape
-from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, SIZES, layout_of
+from ...runtime.media import GRIDS, IMAGES, OFFSETS, PIXELS, SIZES, layout_of
 from ...tasks import Arrays
 from ...torch_adapters.canaries.inputs import features_of, sees_prompt_ahead, type_name
 from .layer_state import LayerStates

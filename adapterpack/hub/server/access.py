@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
-from ...http.http_error import HTTPError
+from ...http import HTTPError
 from ...io import require_private
 from .storage import Settings
 

@@ -21,8 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...errors import AdapterpackError, FormatError
-from ...http.bodies import body_of
-from ...http.http_error import HTTPError, bad_request
+from ...http import HTTPError, bad_request, body_of
 from ...paths import StrPath
 from . import large, reading, writing
 from .access import Access

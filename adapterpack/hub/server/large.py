@@ -12,8 +12,7 @@ from msgspec import Meta, Struct
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from ...http.bodies import chunks_of
-from ...http.http_error import HTTPError, bad_request
+from ...http import HTTPError, bad_request, chunks_of
 from ...io import Json
 from .parts import part_sizes
 from .requests import HubRequest

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import storage_errors
-from ...http.http_error import bad_request
+from ...http import bad_request
 from ...io import own_folder
 from .storage import HubStorage
 

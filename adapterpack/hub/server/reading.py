@@ -9,10 +9,9 @@ from urllib.parse import quote, urlencode
 
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from ...http.http_error import HTTPError, bad_request
+from ...http import HTTPError, bad_request
 from ...io import Json
-from ..transport import names
-from ..transport.client import MAX_LISTED
+from ..transport import MAX_LISTED, names
 from .requests import HubRequest
 from .storage import Commit
 from .trees import Entry

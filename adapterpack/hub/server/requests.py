@@ -9,10 +9,9 @@ from urllib.parse import parse_qs
 import msgspec
 from starlette.requests import Request
 
-from ...http.http_error import HTTPError, bad_request
+from ...http import HTTPError, bad_request
 from ...io import strict_json
-from ..transport import names
-from ..transport.client import MAX_LISTED
+from ..transport import MAX_LISTED, names
 from .access import Access, Account
 from .parts import UploadedParts
 from .storage import HubStorage

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from ...errors import OutputExists, StorageError, storage_errors
-from ...http.http_error import HTTPError, bad_request
+from ...http import HTTPError, bad_request
 from ...io import FrozenStruct, blobs, hold_lock, output_file, output_folder, own_folder, strict_json
 from ...paths import StrPath
 from ..transport import names

@@ -12,10 +12,9 @@ from msgspec.structs import replace
 from starlette.responses import JSONResponse, Response
 
 from ...errors import ConfigError
-from ...http.http_error import HTTPError, bad_request
+from ...http import HTTPError, bad_request
 from ...io import Json, plain_yaml
-from ..transport import names
-from ..transport.client import MAX_LISTED
+from ..transport import MAX_LISTED, names
 from . import trees
 from .access import NAME
 from .requests import HubRequest, parse_json

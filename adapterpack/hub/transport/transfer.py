@@ -15,8 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ...errors import FormatError, HubError, storage_errors
-from ...io import cache_folder, own_folder, take_lock
-from ...io.locks import CAN_LOCK
+from ...io import CAN_LOCK, cache_folder, own_folder, take_lock
 from .client import ListedFile, Remote, hub_errors, with_retries
 from .http import in_time, open_response
 

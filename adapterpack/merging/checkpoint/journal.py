@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...errors import StorageError
 from ...io import Json, open_own_file, sync, take_lock
-from ..fold.loss import LossSums
+from ..fold import LossSums
 from .jobs import JobShare
 
 FOLDER = ".merge"

@@ -16,8 +16,7 @@ from ...base import Checkpoint, WeightStorage
 from ...base.codecs.plain import plain_writer
 from ...base.tensor_rows import name_rows, rows_between
 from ...errors import Unsupported
-from ...io import DTYPES, FLOATS, Json, TensorInfo, dtype_name
-from ...io.safetensors import plan
+from ...io import DTYPES, FLOATS, Json, TensorInfo, dtype_name, plan
 from .base_model import MergeBase
 from .plan import MergePlan, MergeTarget
 

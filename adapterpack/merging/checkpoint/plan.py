@@ -15,7 +15,7 @@ from ...base.codecs.storage import Writer
 from ...errors import NothingToDo, Unsupported
 from ...manifest import Group
 from ...pack import Pack, match_layers
-from ..fold.fold import Contribution, bind, changes_nothing, slice_of
+from ..fold import Contribution, bind, changes_nothing, slice_of
 from .base_model import MergeBase
 from .full_modules import FullModules, resolve
 from .tied_weights import split_tied

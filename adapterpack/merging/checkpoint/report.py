@@ -12,7 +12,7 @@ from typing import Any
 from ...io import Json
 from ...notebook import Shown
 from ...readable import percent
-from ..fold.loss import TensorLoss, finite
+from ..fold import TensorLoss, finite
 
 MUCH = 0.25
 """A total relative error above this is worth a warning: a quarter of the change is then rounding noise."""

@@ -12,10 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import StorageError, storage_errors
-from ...io import open_own_file, refuse_existing, sync, take_lock
-from ...io.atomic import keep_or_remove
-from ...io.hashing import ChangedError
-from ...io.working_folders import claim_folder
+from ...io import ChangedError, claim_folder, keep_or_remove, open_own_file, refuse_existing, sync, take_lock
 from ...readable import size
 from .journal import FOLDER, Journal
 

@@ -12,10 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from ...base.rounding import Rounding
-from ...io import Progress, Scratch, Ticker, one_thread_each, open_descriptor, write_all
-from ...io.byte_ranges import reserve
-from ...io.progress import StoppedError
-from ..fold.blocks import Arithmetic
+from ...io import (
+    Progress,
+    Scratch,
+    StoppedError,
+    Ticker,
+    one_thread_each,
+    open_descriptor,
+    reserve,
+    write_all,
+)
+from ..fold import Arithmetic
 from .journal import Finished, Journal
 from .layout import Shard
 from .tensor_jobs import MergeContext, TensorJob

@@ -20,9 +20,7 @@ from ...base.codecs.storage import MAIN_PART, EncodedRows
 from ...base.rounding import Rounding
 from ...errors import NonFinite
 from ...io import DTYPES, Scratch, Span, Ticker, all_finite, copy_span, open_descriptor, write_all
-from ..fold.blocks import ELEMENTS, Arithmetic, WeightBlock
-from ..fold.fold import Change, slice_of
-from ..fold.loss import LossSums, TensorLoss, sums_of
+from ..fold import ELEMENTS, Arithmetic, Change, LossSums, TensorLoss, WeightBlock, slice_of, sums_of
 from .layout import Item, Shard
 from .plan import MergeTarget
 

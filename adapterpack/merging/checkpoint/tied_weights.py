@@ -16,7 +16,7 @@ from ...base import Checkpoint
 from ...errors import Unsupported
 from ...pack import Pack
 from ...tasks import NO_TASK, task_of
-from ..fold.fold import Contribution, slice_of
+from ..fold import Contribution, slice_of
 
 Contributions = dict[str, list[Contribution]]
 """The contributions to each tensor."""

@@ -15,7 +15,7 @@ from ...base import Checkpoint, carried_files
 from ...errors import Unsupported
 from ...io import copy_file
 from ...pack import Pack
-from ..fold.fold import Contribution
+from ..fold import Contribution
 from .base_model import MergeBase
 
 _NOT_OF_A_TOKENIZER = {

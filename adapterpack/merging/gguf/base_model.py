@@ -24,10 +24,9 @@ from ...base.gguf.names import FAMILIES, GGUFFamily, module_of, rope_row_order
 from ...base.gguf.tensor_types import TensorType
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from ...io import DTYPES, Json, TensorInfo, identity, open_regular
-from ...pack import Pack, match_layers
-from ...pack.layer_kinds import require_shapes
+from ...pack import Pack, match_layers, require_shapes
 from ...paths import StrPath
-from ..checkpoint.base_model import MergeBase
+from ..checkpoint import MergeBase
 
 _BLOCK = 1 << 20
 _WITHIN_GRID = Verdict("variant", True, "the file's numbers are the checkpoint's, each within its grid")

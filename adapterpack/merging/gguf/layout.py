@@ -14,8 +14,7 @@ from ...base.gguf import header as gg
 from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
 from ...io import DTYPES, Json, TensorInfo
-from ..checkpoint.layout import Item, Shard, sources
-from ..checkpoint.plan import MergePlan
+from ..checkpoint import Item, MergePlan, Shard, sources
 from .base_model import GGUFBase, tensor_info
 
 NAME = "model.gguf"

@@ -14,11 +14,8 @@ from ...adapter_methods import LAYOUTS
 from ...base import Checkpoint
 from ...io import dtype_name
 from ...onnx_graph import TensorPlace, WeightPiece
-from ..checkpoint.plan import MergeTarget
-from ..checkpoint.tensor_jobs import blocks, require_finite
-from ..fold.blocks import ELEMENTS
-from ..fold.fold import prepare, slice_of
-from ..fold.loss import LossSums, TensorLoss, sums_of
+from ..checkpoint import MergeTarget, blocks, require_finite
+from ..fold import ELEMENTS, LossSums, TensorLoss, prepare, slice_of, sums_of
 from .write import GraphWriter, WrittenBlock
 
 Tick = Callable[[int], None]

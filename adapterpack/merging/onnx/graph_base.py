@@ -15,11 +15,18 @@ from ...base import Fingerprint, read_json, recorded_fingerprint
 from ...bundle import Bundle, MappedSite
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io import Json, TensorInfo, dtype_name
-from ...onnx_graph import GraphFile, TensorPlace, WeightPiece
-from ...onnx_graph.graph_file import require_place
-from ...onnx_graph.nbits import NBits, dequantize, quantized_nodes, require_plain
+from ...onnx_graph import (
+    GraphFile,
+    NBits,
+    TensorPlace,
+    WeightPiece,
+    dequantize,
+    quantized_nodes,
+    require_place,
+    require_plain,
+)
 from ...pack import Pack
-from ..checkpoint.base_model import MergeBase
+from ..checkpoint import MergeBase
 
 
 class GraphBase(MergeBase):

@@ -35,16 +35,11 @@ from ...io import (
     scratch_folder,
     strict_json,
 )
-from ...onnx_graph import GraphFile, TensorPlace, WeightPiece
-from ...onnx_graph.graph_file import require_place
-from ...onnx_graph.match import match, match_bias
-from ...onnx_graph.sandboxed_check import problems
+from ...onnx_graph import GraphFile, TensorPlace, WeightPiece, match_bias, problems, require_place
+from ...onnx_graph.match import match
 from ...pack import Pack, as_pack, weights_of
 from ...paths import StrPath
-from ..checkpoint import plan, provenance
-from ..checkpoint.arguments import require_outside
-from ..checkpoint.base_model import MergeBase
-from ..checkpoint.report import MergedPack
+from ..checkpoint import MergeBase, MergedPack, plan, provenance, require_outside
 from .fold import Folded, fold, put
 from .graph_base import GraphBase
 from .report import GraphReport, GraphTensor

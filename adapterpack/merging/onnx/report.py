@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from ...io import Json
 from ...notebook import Shown
-from ..checkpoint.report import MergedPack, advice, kept_share, one_line, relative_error
-from ..fold.loss import TensorLoss, finite
+from ..checkpoint import MergedPack, advice, kept_share, one_line, relative_error
+from ..fold import TensorLoss, finite
 
 
 class GraphTensor(NamedTuple):

@@ -11,9 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...io import write_all
-from ...onnx_graph import GraphFile, StoredTensor, WeightPiece
-from ...onnx_graph.nbits import NBits, dequantize, grid_of, pack_zeros, requantize
-from ...onnx_graph.pieces import as_matrix
+from ...onnx_graph import (
+    GraphFile,
+    NBits,
+    StoredTensor,
+    WeightPiece,
+    as_matrix,
+    dequantize,
+    grid_of,
+    pack_zeros,
+    requantize,
+)
 
 
 class WrittenBlock(NamedTuple):

@@ -26,9 +26,8 @@ from ...io import Json, output_file, read_file, sha256_of
 from ...manifest import manifest as m
 from ...paths import StrPath
 from ..pack import MUTABLE, SIGNATURE, Pack
-from ..validate.checks.finding import Finding
-from ..validate.checks.folder import entries, regular_files
-from ..validate.validation import load
+from ..validate import load
+from ..validate.checks import Finding, entries, regular_files
 from . import dsse, statement
 from .keys import key_digest, private_key, public_key
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FormatError, StorageError
-from ...manifest.manifest import FILE_NAME
-from ...manifest.outline import Outline, outline_of
+from ...manifest import FILE_NAME, Outline, outline_of
 from ...paths import StrPath
 from ..pack import Pack
 from .checks import folder as files

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .checks import (
+    Check,
+    CheckRule,
     base,
     composition,
     folder,
@@ -16,8 +18,6 @@ from .checks import (
     text,
     values,
 )
-from .checks.context import Check
-from .checks.finding import CheckRule
 
 _GROUPS = (
     reading,

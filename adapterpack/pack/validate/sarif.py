@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ...errors import printable
 from ...io import Json
-from .checks.finding import Finding, Report
+from .checks import Finding, Report
 from .registry import RULES
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -16,23 +16,30 @@ from pathlib import Path
 from ...adapter_methods import get
 from ...base import Checkpoint
 from ...errors import AdapterpackError, FormatError, StorageError, Unsupported
-from ...io import TENSORS, HeldFile, Streamed, read_file, strict_json
-from ...io.safe_open import LARGE
+from ...io import LARGE, TENSORS, HeldFile, Streamed, read_file, strict_json
 from ...manifest import manifest as m
-from ...manifest.composed_method import method_of
+from ...manifest import method_of
 from ...paths import StrPath
 from ...peft import layout
 from .. import from_peft
 from ..pack import SIGNATURE, TEMPLATE, Pack
+from .checks import (
+    OPTION,
+    Budget,
+    Check,
+    Finding,
+    Report,
+    Spent,
+    Subject,
+    base_findings,
+    base_verdict,
+    options,
+    reading,
+    remote_code,
+    template_findings,
+)
 from .checks import folder as files
-from .checks import reading
-from .checks.base import base_findings, base_verdict
 from .checks.composition import composition
-from .checks.context import Budget, Check, Spent, Subject
-from .checks.finding import Finding, Report
-from .checks.peft_agreement import OPTION, options
-from .checks.remote import remote_code
-from .checks.template import template_findings
 from .registry import CHECKS
 
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]

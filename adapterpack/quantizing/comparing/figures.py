@@ -20,7 +20,7 @@ from ...errors import ConfigError
 from ...io import Json
 from ...runtime import RowRunner, Session, context_of
 from ...runtime.sessions.measured_texts import vocabulary
-from ...tasks.one_pass import text_inputs
+from ...tasks import text_inputs
 from .rows import Example
 
 ROUNDS = 3

@@ -15,10 +15,8 @@ from ...io import scratch_folder
 from ...merging.pipeline import merge
 from ...paths import StrPath
 from ...runtime import Session
-from ..graphs.algorithm import ALGORITHMS
-from ..graphs.options import GraphOptions, GraphQuantization, quantization
+from ..graphs import ALGORITHMS, GRAPH_SCHEMES, GraphOptions, GraphQuantization, quantization
 from ..graphs.quantize_bundle import quantize_bundle
-from ..graphs.scheme import GRAPH_SCHEMES
 from .advice import advice
 from .figures import figures
 from .result import Comparison, QuantizedForm

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...io import Json
-from ...io.strict_json import finite
+from ...io import Json, finite
 from ...notebook import Shown
 from .figures import Figures
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ...errors import ConfigError, Unsupported
 from ...runtime import Session
 from ...tasks.data import LABEL_COLUMNS, Row
-from ..graphs.calibration_rows import MOST_TOKENS, encode_row, read_rows
+from ..graphs import MOST_TOKENS, encode_row, read_rows
 
 
 class Example(NamedTuple):

@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ...bundle import Bundle
-from ...bundle.reports import CompensationReport
+from ...bundle import Bundle, CompensationReport
 from ...errors import NothingToDo
 from ...lowrank import Cut, Factors, InMemory
 from ...lowrank.range_finder import largest
-from ...onnx_graph import add_initializer, fresh_grid, split_blocks
-from ...onnx_graph.nbits import nearest, stored_grid, unpack, values
+from ...onnx_graph import add_initializer, fresh_grid, nearest, split_blocks, stored_grid, unpack, values
 from .product import Second, output_error
 from .replace_products import find_head, find_products
 from .tensor_file import TensorFile

@@ -13,10 +13,9 @@ import numpy as np
 from ...errors import ParityError
 from ...io import Json
 from ...pack import canary
-from ...runtime import Session
-from ...runtime.padding import last_places, pad
+from ...runtime import Session, last_places, pad
 from ...runtime.sessions.measured_texts import texts, vocabulary
-from ...slots.precision import NONE_BELOW
+from ...slots import NONE_BELOW
 from ...tasks import MAIN, SOUNDS, Arrays
 
 _SAMPLE = 65521

@@ -18,8 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapter_methods import Arrays
-from ...bundle import graph_file, read_bundle, signature_of
-from ...bundle.manifest import FILE_NAME
+from ...bundle import FILE_NAME, graph_file, read_bundle, signature_of
 from ...errors import AdapterpackError
 from ...runtime import Session
 from ...tasks import MAIN

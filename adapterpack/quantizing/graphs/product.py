@@ -10,11 +10,18 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapter_methods import row_blocks
-from ...onnx_graph import BlockGrid, SlicedTensor
-from ...onnx_graph.bnb4 import pack_nibbles
-from ...onnx_graph.int8_columns import CODES, LARGEST, SCALES, exact_nodes
-from ...onnx_graph.nbits import pack_codes, pack_zeros
-from ...onnx_graph.rows import in_order
+from ...onnx_graph import (
+    CODES,
+    LARGEST,
+    SCALES,
+    BlockGrid,
+    SlicedTensor,
+    exact_nodes,
+    in_order,
+    pack_codes,
+    pack_nibbles,
+    pack_zeros,
+)
 
 if TYPE_CHECKING:
     import onnx

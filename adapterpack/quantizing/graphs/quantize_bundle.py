@@ -29,15 +29,12 @@ from ...bundle import (
 from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder, with_report
 from ...errors import FormatError, NothingToDo, ParityError
-from ...graph_passes.experts import unstack_experts
-from ...graph_passes.tied import share_bytes
+from ...graph_passes import share_bytes, unstack_experts
 from ...io import Json, copy_folder, output_folder
-from ...onnx_graph import int8_columns
-from ...onnx_graph.products import make_fast
+from ...onnx_graph import int8_columns, make_fast
 from ...pack import SIGNATURE
-from ...runtime import Session
+from ...runtime import Session, require_openable
 from ...runtime import canary as replay
-from ...runtime.open_bundle import require_openable
 from ...tasks import MAIN
 from . import measure
 from .calibration_rows import token_rows

@@ -13,8 +13,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from ...bundle import ADDED
-from ...graph_passes.static_cache_decoder import last_product
-from ...graph_passes.tied import look_up_codes
+from ...graph_passes import last_product, look_up_codes
 from ...onnx_graph import add_initializer
 from .algorithm import ALGORITHMS
 from .product import ConstantProduct

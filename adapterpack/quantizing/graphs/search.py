@@ -22,8 +22,7 @@ import onnx_ir as ir
 from ...bundle import graph_file
 from ...errors import ConfigError, Unsupported
 from ...io import Json
-from ...onnx_graph import fresh_grid, split_blocks
-from ...onnx_graph.nbits import nearest, values
+from ...onnx_graph import fresh_grid, nearest, split_blocks, values
 from ...tasks import MAIN
 from .options import GraphQuantization
 from .product import RoundingSetting, Second, output_error

@@ -17,7 +17,7 @@ from ...base import DequantizedCheckpoint
 from ...base.codecs.stored_form import Blocks, Table, side_by_side, stored_form
 from ...errors import ParityError, Unsupported
 from ...io import Json
-from ...onnx_graph.bnb4 import quant_type
+from ...onnx_graph import quant_type
 
 _NOT_FOUND = "the graph holds no product with these numbers"
 _ALLOWED = 2.0**-21

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...onnx_graph.editing import PAGE
+from ...onnx_graph import PAGE
 
 _INLINE = 256
 """Tensors of up to this many bytes stay in the message, where inference of shapes reads them."""

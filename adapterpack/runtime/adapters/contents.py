@@ -13,7 +13,7 @@ from ...adapter_methods import Tensors
 from ...bundle import MappedSite
 from ...errors import FormatError
 from ...pack import Pack
-from ...slots.values import Values, group_slots, pack_values, split_slot
+from ...slots import Values, group_slots, pack_values, split_slot
 from .slot_values import SlotValues
 
 _NEAR = 5e-3

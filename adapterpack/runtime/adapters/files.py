@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from ...errors import FormatError, StorageError
 from ...library_errors import library_errors
-from ..ort.values import array_of, value_of
+from ..ort import array_of, value_of
 
 
 def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ...adapter_methods import Acts
 from ...errors import ConfigError
 from ...pack import Pack
-from ...slots.sums import NotASum
+from ...slots import NotASum
 
 MOST = 8
 """The most adapters in one mix."""

@@ -16,11 +16,9 @@ import numpy as np
 from ...bundle import ADAPTER_IDS, Bundle, adapter_files, graph_file
 from ...errors import AdapterpackError, Unsupported
 from ...pack import Pack
-from ...slots.graph_inputs import fit
-from ...slots.values import NoRoom, Values, group_slots
+from ...slots import NoRoom, Values, fit, group_slots
 from ...tasks import MAIN
-from ..ort.model import OrtModel
-from ..ort.values import HOST, Memory, array_of, value_of
+from ..ort import HOST, Memory, OrtModel, array_of, value_of
 from .contents import require_base_slots, require_file_contents, require_pack_slots
 from .files import read_adapter_file
 from .pinned import Adapters, RunRows, join_passes, owning

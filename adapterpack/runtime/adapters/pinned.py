@@ -11,10 +11,9 @@ import numpy as np
 
 from ...bundle import ENCODED
 from ...pack import Pack
-from ...slots.precision import ABSENT, convert
-from ...slots.prompt_rows import virtual_tokens
+from ...slots import ABSENT, convert, virtual_tokens
 from ...tasks import MAIN
-from ..ort.values import HOST, Memory, array_of, empty, fill
+from ..ort import HOST, Memory, array_of, empty, fill
 from .prompt_cache import PromptCache, Prompts, make_prompt_cache, prompt_lengths, split_by_length
 
 

@@ -17,8 +17,8 @@ from ...adapter_methods import Arrays, PromptForm, Tensors, complete
 from ...bundle import PAST, empty_caches
 from ...errors import BaseMismatch, Unsupported
 from ...pack import Pack
-from ...slots.prompt_rows import virtual_tokens
-from ..ort.values import array_of, value_of
+from ...slots import virtual_tokens
+from ..ort import array_of, value_of
 
 Prompts = Tensors
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""

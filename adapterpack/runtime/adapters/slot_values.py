@@ -12,12 +12,9 @@ import numpy as np
 
 from ...bundle import Bundle, Heads, MappedSite, graph_file
 from ...errors import Unsupported
-from ...onnx_graph import StoredTensor
-from ...onnx_graph.graph_file import map_tensor
+from ...onnx_graph import StoredTensor, map_tensor
 from ...pack import Adapter, Pack
-from ...slots.prompt_kv import PROJECTION
-from ...slots.sums import Summand, add_changes
-from ...slots.values import Values, pack_values, pad_slots
+from ...slots import PROJECTION, Summand, Values, add_changes, pack_values, pad_slots
 from .mix import Mix, parts_of
 
 

@@ -17,8 +17,8 @@ import onnxruntime as ort
 
 from ...bundle import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PRESENT, empty_caches
 from ...errors import BaseMismatch, Unsupported
-from ...onnx_graph.float32_form import in_float32
-from ..ort.model import TYPES
+from ...onnx_graph import in_float32
+from ..ort import TYPES
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
 _RESHAPED = frozenset({"Reshape", "Identity", "Cast"})

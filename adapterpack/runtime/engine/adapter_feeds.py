@@ -20,9 +20,8 @@ from ...adapter_methods.core.token_positions import Acts
 from ...bundle import ADAPTER_IDS
 from ...io import one_thread_each
 from ...pack import SharedFactors
-from ...slots.fields import RANK
-from ...slots.values import Values
-from ..ort.values import Memory, value_of
+from ...slots import RANK, Values
+from ..ort import Memory, value_of
 from .slot_layout import Axis, JoinedValue, SlotLayout
 
 Feeds = dict[str, Any]

@@ -14,17 +14,13 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ...bundle import DECODER, PAST
-from ...bundle.decoder_graph import cache_scale
+from ...bundle import DECODER, PAST, cache_scale
 from ...errors import Unsupported
-from ...onnx_graph.graph_file import map_tensor
+from ...onnx_graph import map_tensor
 from ...pack import Pack, SharedFactors
-from ...slots.graph_inputs import on_modules
-from ...slots.values import Values, in_slots, pad_slots
+from ...slots import Values, in_slots, on_modules, pad_slots
 from ...tasks import MAIN
-from ..adapters.mix import Mix, parts_of
-from ..adapters.prompt_cache import layer_and_side
-from ..adapters.slot_values import require_positions
+from ..adapters import Mix, layer_and_side, parts_of, require_positions
 from ..open_bundle import OpenBundle
 from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue, array_of
 from .slot_layout import SlotLayout, own_memory

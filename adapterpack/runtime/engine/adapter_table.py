@@ -17,10 +17,9 @@ from typing import Any
 from ...errors import AdapterpackError, StorageError, UnknownAdapter, nearest
 from ...pack import Pack
 from ...pack.trust.sign import Signers
-from ...pack.validate.listing import ListedPack
-from ...pack.validate.validation import as_pack
+from ...pack.validate import ListedPack, as_pack
 from ...paths import StrPath
-from ..adapters.mix import Mix, combine, parts_of
+from ..adapters import Mix, combine, parts_of
 from ..admission import require_canary, require_outline, require_runnable, why_not_replayed
 from ..canary import Replay
 from ..open_bundle import OpenBundle

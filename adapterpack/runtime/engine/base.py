@@ -18,7 +18,7 @@ from ...registry import Registry
 from ...tasks import Task, get_task
 from ..genai_bundle import bundle_folder
 from ..open_bundle import OpenBundle
-from ..providers.device import Device
+from ..providers import Device
 from .adapter_feeds import ResidentAdapter
 from .adapter_table import AdapterTable, Named
 from .requests import Event

@@ -12,11 +12,9 @@ import numpy as np
 
 from ...errors import Unsupported
 from ...pack import Pack, canary
-from ...slots.values import Values
+from ...slots import Values
 from ...tasks import Arrays
-from ..adapters.mix import Mix, parts_of
-from ..adapters.modes import BankMode, BankState
-from ..adapters.pinned import Adapters, PinnedRows
+from ..adapters import Adapters, BankMode, BankState, Mix, PinnedRows, parts_of
 from ..canary import Replay, replay_one, trained_modules
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts

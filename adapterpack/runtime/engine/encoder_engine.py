@@ -11,13 +11,13 @@ import numpy as np
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack import Pack
 from ...paths import StrPath
-from ...slots.prompt_rows import virtual_room
+from ...slots import virtual_room
 from ...tasks import OnePass, PreparedRow
 from ...tasks.data import Row
-from ..adapters.mix import Mix
+from ..adapters import Mix
 from ..open_bundle import OpenBundle
-from ..providers.device import Device
-from ..text.model_files import context_of, require_context
+from ..providers import Device
+from ..text import context_of, require_context
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .encoder_adapters import BATCH_ADAPTERS

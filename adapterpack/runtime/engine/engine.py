@@ -20,17 +20,22 @@ from ...bundle import without_decoder
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack import Pack
 from ...paths import StrPath
-from ..adapters.mix import Mix
-from ..generation.answer import Answer, AnswerRequest
-from ..generation.beam_search import BeamAnswer
-from ..generation.prompt_lookup import PromptLookup
-from ..generation.sampler import SampledToken, TokenMask
-from ..generation.sampling import Sampling, sampling_of
-from ..generation.structured import grammar_mask
+from ..adapters import Mix
+from ..generation import (
+    Answer,
+    AnswerRequest,
+    BeamAnswer,
+    PromptLookup,
+    SampledToken,
+    Sampling,
+    TokenMask,
+    grammar_mask,
+    sampling_of,
+)
 from ..open_bundle import OpenBundle
 from ..prompts import Prompt, prompt_ids, require_no_image, start_ids
-from ..providers.device import Device
-from ..text.model_files import context_of, require_context
+from ..providers import Device
+from ..text import context_of, require_context
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind

@@ -13,9 +13,8 @@ import onnxruntime as ort
 
 from ...bundle import PAST, growing_axis
 from ...errors import ConfigError
-from ..ort.model import TYPES, OrtModel
-from ..ort.values import HOST, array_of, element_type, empty, fill, value_of
-from ..providers.resolved_device import ResolvedDevice
+from ..ort import HOST, TYPES, OrtModel, array_of, element_type, empty, fill, value_of
+from ..providers import ResolvedDevice
 
 Shape = tuple[int, ...]
 Window = tuple[str, int, Any, Shape, int]

@@ -18,18 +18,18 @@ from ...bundle import (
     ADAPTER_POSITIONS,
     CACHE_LENGTHS,
     DECODER,
+    LAST_POSITIONS,
     LOGITS_POSITIONS,
     PAST,
     PRESENT,
     SOURCE_LENGTHS,
 )
-from ...bundle.decoder_graph import LAST_POSITIONS, LONGEST
+from ...bundle.decoder_graph import LONGEST
 from ...errors import Unsupported
-from ..generation.sampler import scored
-from ..media.image_layouts import OFFSETS, TOKEN_TYPES
+from ..generation import scored
+from ..media import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle
-from ..ort.model import TYPES, OrtModel
-from ..ort.values import HOST, array_of, empty, fill, value_of
+from ..ort import HOST, TYPES, OrtModel, array_of, empty, fill, value_of
 from .adapter_feeds import AdapterFeeds, Feeds, ResidentAdapter
 from .adapter_reader import AdapterReader
 from .kv_pool import KVPool

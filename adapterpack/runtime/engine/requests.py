@@ -10,11 +10,8 @@ import numpy as np
 
 from ...adapter_methods import Tensors
 from ...errors import AdapterpackError
-from ..generation.answer import Answer, Ending
-from ..generation.beam_search import BeamAnswer
-from ..generation.prompt_lookup import PromptLookup
-from ..generation.sampler import SampledToken
-from ..media.image_layouts import OFFSETS
+from ..generation import Answer, BeamAnswer, Ending, PromptLookup, SampledToken
+from ..media import OFFSETS
 from .adapter_feeds import ResidentAdapter
 
 

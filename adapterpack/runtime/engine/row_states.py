@@ -10,8 +10,7 @@ import numpy as np
 
 from ...bundle import replaced_states
 from ...errors import AdapterpackError
-from ..ort.model import TYPES, OrtModel
-from ..ort.values import element_type
+from ..ort import TYPES, OrtModel, element_type
 from .kv_pool import Window, buffer
 
 

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...bundle import Bundle, MappedSite
-from ...bundle.decoder_graph import part_ranks
+from ...bundle import Bundle, MappedSite, part_ranks
 from ...errors import BaseMismatch, Unsupported
-from ...slots.fields import FIELDS, FIXED, LABELS, LEAST, RANK, is_looked_up, neutral, widths
-from ...slots.values import Values
+from ...slots import FIELDS, FIXED, LABELS, LEAST, RANK, Values, is_looked_up, neutral, widths
 from ...tasks import MAIN
 
 

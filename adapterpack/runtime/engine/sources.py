@@ -11,12 +11,11 @@ import numpy as np
 from ...adapter_methods import PROMPT
 from ...bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, SOURCE_LENGTHS
 from ...errors import ConfigError
-from ...slots.prompt_rows import virtual_room
+from ...slots import virtual_room
 from ...tasks import Arrays
 from ..open_bundle import OpenBundle
-from ..ort.model import OrtModel
-from ..ort.values import array_of, value_of
-from ..text.model_files import require_context
+from ..ort import OrtModel, array_of, value_of
+from ..text import require_context
 from .kv_pool import KVPool, Window
 from .requests import SequenceState
 

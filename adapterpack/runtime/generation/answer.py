@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..text.detokenizer import Detokenizer
-from ..text.tokenizer import NoTokenizer, Tokenizer
+from ..text import Detokenizer, NoTokenizer, Tokenizer
 from .sampler import SampledToken, Sampler, TokenMask
 from .sampling import Sampling
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ConfigError, excerpt
-from ..text.model_files import MAX_ID
+from ..text import MAX_ID
 
 MAX_TOKENS = (1 << 31) - 1
 MAX_ENTRIES = 1024

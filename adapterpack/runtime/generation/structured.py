@@ -27,7 +27,7 @@ from ...extras import needed_by
 from ...library_errors import library_errors
 from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
-from ..text.tokenizer import NoTokenizer, Tokenizer
+from ..text import NoTokenizer, Tokenizer
 from .grammar_check import limits
 from .sampling import GRAMMARS, Sampling
 

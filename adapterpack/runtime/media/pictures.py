@@ -20,7 +20,7 @@ from ...io import Config
 from ...library_errors import library_errors
 from ...tasks import Arrays
 from ...tasks.data import Picture
-from ..text.model_files import read_object
+from ..text import read_object
 from .image_layouts import GRIDS, IMAGES, PIXELS, SIZES, ImageLayout
 from .image_processing import MOST_PIXELS, decode
 from .inputs import extend, find_bytes, image_of

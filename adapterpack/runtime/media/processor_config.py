@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
 from ...io import Config, Json
-from ..text.model_files import read_object
+from ..text import read_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 """Newer processors write one file with a section for each kind of input, older ones a file for a single kind.

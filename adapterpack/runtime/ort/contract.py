@@ -22,8 +22,7 @@ from ...bundle import (
     replaced_states,
 )
 from ...errors import FormatError
-from ...slots.fields import FIELDS, extents
-from ...slots.values import slot_shapes, split_slot
+from ...slots import FIELDS, extents, slot_shapes, split_slot
 from ...tasks import MAIN, get_task
 from .model import TYPES, OrtModel
 

@@ -14,12 +14,10 @@ import onnxruntime as ort
 from ...bundle import ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
-from ...onnx_graph.bfloat16 import computing_wide
-from ...onnx_graph.products import divide_products, packs_codes
-from ...slots.precision import DEFAULT
+from ...onnx_graph import computing_wide, divide_products, packs_codes
+from ...slots import DEFAULT
 from ...tasks import AXES
-from ..providers.placement import check_placement
-from ..providers.resolved_device import ResolvedDevice
+from ..providers import ResolvedDevice, check_placement
 from .values import BFLOAT16
 
 _UNCAPTURED = -1

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from ...onnx_graph.node_types import TypedNode, typed_nodes
+from ...onnx_graph import TypedNode, typed_nodes
 
 _SHOWN = 5
 """How many reasons an error lists."""

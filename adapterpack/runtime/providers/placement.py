@@ -12,8 +12,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ...errors import ProviderError
-from ...onnx_graph import GraphFile
-from ...onnx_graph.node_types import TypedNode, typed_nodes
+from ...onnx_graph import GraphFile, TypedNode, typed_nodes
 from ...readable import things
 from .kernels import Unfit, kernels_of, list_unfit, remedy_of
 from .provider import CPU

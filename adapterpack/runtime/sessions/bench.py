@@ -24,10 +24,10 @@ from ...pack import Pack
 from ...paths import StrPath
 from ...readable import things
 from ...sandbox.limits import peak_memory
-from ..engine.base import Engine
+from ..engine import Engine
 from ..open_bundle import OpenBundle
-from ..providers.device import Device
-from ..text.model_files import context_of
+from ..providers import Device
+from ..text import context_of
 
 MIXED = "mixed"
 _LEAST_ID, _IDS = 5, 90

@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...pack import Pack
-from ...tasks import Arrays
+from ...tasks import Arrays, describe, require_chat
 from ...tasks.data import Picture
-from ...tasks.task import require_chat
-from ...tasks.text_generation import describe
-from ..engine.engine import LONGEST_POOL
-from ..generation.sampling import Sampling, sampling_of
-from ..media.pictures import join_pictures
+from ..engine import LONGEST_POOL
+from ..generation import Sampling, sampling_of
+from ..media import join_pictures
 from ..prompts import prompt_ids, see
-from ..providers.device import Device
+from ..providers import Device
 from .generate import Generation, GrowingEngine, encode_images, generate, length_for, positions_of
 from .session import Session
 

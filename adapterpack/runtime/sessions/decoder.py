@@ -13,13 +13,13 @@ from ...adapter_methods.core.token_positions import has_acted
 from ...base import longrope_length
 from ...bundle import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks import MAIN, Arrays
-from ..media.image_layouts import OFFSETS, TOKEN_TYPES
+from ..media import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle
-from ..ort.values import array_of, value_of
+from ..ort import array_of, value_of
 from ..padding import last_places, pad, positions
 from ..pipeline import complete, run_parts, values
 from ..prompts import start_ids
-from ..text.model_files import context_of
+from ..text import context_of
 
 
 class DecoderOnly:

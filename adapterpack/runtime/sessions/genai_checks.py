@@ -10,10 +10,8 @@ from typing import Any
 
 from ...errors import AdapterpackError
 from ...io import Config, Json
-from ...onnx_graph import require_safe
-from ...onnx_graph.sandboxed_check import require_openable
-from ...pack.validate.checks.finding import Report
-from ...pack.validate.checks.reading import unreadable
+from ...onnx_graph import require_openable, require_safe
+from ...pack.validate.checks import Report, unreadable
 from ..genai_bundle import bundle_of, read_folder
 
 KIND = "genai_folder"

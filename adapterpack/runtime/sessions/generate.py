@@ -17,22 +17,16 @@ from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack import Pack
 from ...tasks import TASKS, Arrays
 from ...tasks.data import RowError, map_rows, row_errors
-from ..adapters.mix import Mix, Mixes, combine
-from ..engine.adapter_reader import not_in_bank
-from ..engine.engine import DecoderEngine
-from ..engine.requests import Request
-from ..generation.answer import Answer, AnswerRequest, Ending
-from ..generation.beam_search import BeamAnswer
-from ..generation.sampler import SampledToken
-from ..generation.sampling import Sampling
-from ..generation.structured import grammar_mask
-from ..media.image_layouts import OFFSETS
+from ..adapters import Mix, Mixes, combine
+from ..engine import DecoderEngine, Request, not_in_bank
+from ..generation import Answer, AnswerRequest, BeamAnswer, Ending, SampledToken, Sampling, grammar_mask
+from ..media import OFFSETS
 from ..open_bundle import OpenBundle
-from ..ort.values import array_of
+from ..ort import array_of
 from ..padding import pad
 from ..pipeline import run_parts
 from ..prompts import Prompt, prompt_ids, start_ids
-from ..text.model_files import context_of, require_context
+from ..text import context_of, require_context
 from .decoder import DecoderOnly, EncoderDecoder
 
 _MOST_ROWS = 64

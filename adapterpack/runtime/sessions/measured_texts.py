@@ -8,7 +8,7 @@ from pathlib import Path
 from ...base import read_json
 from ...errors import AdapterpackError
 from ...pack import canary
-from ..text.model_files import text_part
+from ..text import text_part
 from .session import Session
 
 

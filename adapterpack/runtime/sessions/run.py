@@ -17,20 +17,13 @@ from itertools import groupby, islice
 from typing import Any
 
 from ...errors import AdapterpackError, ConfigError
-from ...pack import Pack
-from ...pack.text_profile import AUTO
-from ...tasks import OnePass
-from ...tasks.data import PROMPTS, Row, RowError, map_rows, row_errors
-from ...tasks.data.rows import COLUMNS, among
-from ...tasks.text_generation import describe
-from ..engine.base import Engine
-from ..engine.encoder_engine import EncoderEngine
-from ..engine.engine import DecoderEngine
-from ..engine.requests import Event, Request
-from ..generation.sampling import Sampling, sampling_of
-from ..generation.structured import grammar_mask
+from ...pack import AUTO, Pack
+from ...tasks import OnePass, describe
+from ...tasks.data import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
+from ..engine import DecoderEngine, EncoderEngine, Engine, Event, Request
+from ..generation import Sampling, grammar_mask, sampling_of
 from ..prompts import prompt_ids
-from ..providers.device import Device
+from ..providers import Device
 from .generate import Generation, GrowingEngine, length_for, positions_of
 from .session import Session
 

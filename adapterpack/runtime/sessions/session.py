@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ...pack import Pack, TextProfile, as_pack
-from ...pack.text_profile import AUTO, TextIndex
+from ...pack import AUTO, Pack, TextIndex, TextProfile, as_pack
 from ...paths import StrPath
 from ...tasks import Arrays
 from ...tasks.data import Picture
-from ..adapters.mix import Mixes, Names
+from ..adapters import Mixes, Names
 from ..admission import require_canary, require_runnable
 from ..canary import Replay, replay_one
-from ..engine.canary_replay import replay_by_engine
-from ..generation.sampling import sampling_of
-from ..media.pictures import SeenPicture, join_pictures
+from ..engine import replay_by_engine
+from ..generation import sampling_of
+from ..media import SeenPicture, join_pictures
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
 from ..prompts import Prompt, first_ids, see

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from ...bundle import manifest_bytes, parse_bundle
-from ...bundle.files import irregular, present
-from ...bundle.manifest import FILE_NAME
+from ...bundle import FILE_NAME, irregular, manifest_bytes, parse_bundle, present
 from ...errors import FormatError
 from ...io import sha256_of
 from ...pack import SIGNATURE, Signature
 from ...pack.trust.keys import private_key, public_key
 from ...pack.trust.sign import Signable, seal, unseal
 from ...pack.trust.statement import Statement
-from ...pack.validate.checks.finding import Finding
+from ...pack.validate.checks import Finding
 from ...paths import StrPath
 from .validation import IRREGULAR, validate_bundle
 

@@ -15,34 +15,37 @@ from ...base import Checkpoint, Verdict, chat_template_of, compatibility
 from ...base.base_metadata import chat_template_in
 from ...bundle import (
     DECODER,
+    FILE_NAME,
     GRAPH,
     Bundle,
     BundledAdapter,
     adapter_files,
+    differences,
     graph_file,
     graphs_of,
     has_other_tokenizer,
+    proof_sentence,
     read_bundle,
+    require_in_list,
+    required_files,
 )
-from ...bundle.files import differences, require_in_list, required_files
-from ...bundle.manifest import FILE_NAME
-from ...bundle.reports import proof_sentence
 from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
 from ...manifest import Manifest
 from ...onnx_graph import GraphFile
 from ...pack import SIGNATURE, Budget, Pack
-from ...pack.validate.checks.context import Spent
-from ...pack.validate.checks.folder import entries
-from ...pack.validate.checks.template_cost import cost_problem
-from ...pack.validate.validation import NO_BASE, Finding, Report, examine
+from ...pack.validate import NO_BASE, Finding, Report, examine
+from ...pack.validate.checks import Spent, cost_problem, entries
 from ...tasks import MAIN, get_task
-from ..adapters.contents import require_base_slots, require_file_contents, require_pack_slots
-from ..adapters.slot_values import SlotValues, reads_weights
-from ..media.processor_config import FILES
-from ..providers.device import Device
-from ..providers.kernels import Kernels, kernels_of, list_unfit, nodes_without_kernel, remedy_of
-from ..providers.provider import get_provider
-from ..text.model_files import context_length, read_object
+from ..adapters import (
+    SlotValues,
+    reads_weights,
+    require_base_slots,
+    require_file_contents,
+    require_pack_slots,
+)
+from ..media import FILES
+from ..providers import Device, Kernels, get_provider, kernels_of, list_unfit, nodes_without_kernel, remedy_of
+from ..text import context_length, read_object
 from .canary_process import replay_apart
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"

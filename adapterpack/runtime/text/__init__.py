@@ -1,1 +1,5 @@
 """Text of requests: tokenizers, chat templates, context lengths, and streaming detokenization."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

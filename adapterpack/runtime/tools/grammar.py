@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..generation.grammar_check import DEFAULTS
+from ..generation import DEFAULTS
 from .family import Tool, ToolFamily
 
 _ANYTHING = {"type": "object"}

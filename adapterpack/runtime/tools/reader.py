@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
-from ..text.detokenizer import overlap
+from ..text import overlap
 from .family import Call, ToolFamily
 
 _DECODER = json.JSONDecoder()

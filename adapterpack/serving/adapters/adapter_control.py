@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 
 from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
 from ...io import FrozenStruct
-from ...pack import Pack
-from ...pack.text_profile import TextIndex, TextProfile
+from ...pack import Pack, TextIndex
+from ...pack.text_profile import TextProfile
 from ...pack.trust.sign import Signers
-from ...pack.validate.listing import ListedPack
-from ...runtime.engine.adapter_table import AdapterTable
+from ...pack.validate import ListedPack
+from ...runtime.engine import AdapterTable
 from .adapter_source import AdapterSource, InFolder, NamedSource, PackPlace, PlaceState
 
 MOST_REFUSED = 100

@@ -15,10 +15,9 @@ from ...hub.lockfile import Lockfile, PinnedArtifact
 from ...hub.pull import local_copy, pinned_artifact
 from ...hub.resolve import is_remote
 from ...hub.transport import names
-from ...manifest.manifest import FILE_NAME
+from ...manifest import FILE_NAME
 from ...pack import Pack
-from ...pack.validate.listing import list_pack
-from ...pack.validate.validation import load
+from ...pack.validate import list_pack, load
 from ...paths import StrPath
 from ...peft.layout import CONFIG
 

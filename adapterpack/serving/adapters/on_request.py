@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ...errors import AdapterpackError, RepoNotFound, UnknownAdapter
-from ...http.http_error import HTTPError
-from ...manifest.manifest import NAME
-from ..tenants.keys import Key
+from ...http import HTTPError
+from ...manifest import NAME
+from ..tenants import Key
 from .adapter_control import AdapterControl
 from .adapter_source import NamedSource
 

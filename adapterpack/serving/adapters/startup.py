@@ -11,7 +11,7 @@ from ...fleet.fleet import Fleet
 from ...fleet.manifest import FILE_NAME
 from ...hub.resolve import folder_of
 from ...pack import Pack
-from ...pack.validate.listing import list_pack
+from ...pack.validate import list_pack
 from ...paths import StrPath
 from .adapter_control import AdapterControl
 from .adapter_source import AdapterSource, is_pack, listed_source

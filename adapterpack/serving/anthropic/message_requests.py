@@ -9,26 +9,24 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ...io import ClosedStruct, Misfit, PositiveWhole, breaches_inside
-from ..openai.requests import (
+from ..openai import (
     CacheSalt,
+    CalledFunction,
     ChatRequest,
     ClientRequest,
+    Function,
+    FunctionName,
+    FunctionTool,
     ImageUrl,
+    InputCall,
     JsonSchema,
     Message,
     MessagePart,
     Mixed,
-    Priority,
-    Schema,
-)
-from ..openai.tools import (
-    CalledFunction,
-    Function,
-    FunctionName,
-    FunctionTool,
-    InputCall,
     Name,
     NamedFunction,
+    Priority,
+    Schema,
 )
 
 _OTHERWISE = {"otherwise": "this server reads texts, images in base64, and calls of tools with their results"}

@@ -12,13 +12,11 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ...http.http_error import HTTPError
+from ...http import HTTPError
 from ...io import FrozenStruct
 from ...runtime import CallReader, SampledToken
-from ..openai.answers import Provenance, Usage
-from ..openai.errors import ErrorForm
-from ..openai.response_writer import MessageReader, ResponseWriter, call_id
-from ..scheduling.rows import SequenceOutput
+from ..openai import ErrorForm, MessageReader, Provenance, ResponseWriter, Usage, call_id
+from ..scheduling import SequenceOutput
 from .message_requests import MessagesRequest
 
 _ERRORS = {

@@ -11,11 +11,11 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import asdict
 from starlette.responses import Response
 
-from ...http.http_error import HTTPError
+from ...http import HTTPError
 from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, labels_of, results, runs_task
-from ..openai.requests import Priority, as_list, one_kind
+from ..openai import Priority, as_list, one_kind
 from ..route import RequestContext, RouteSpec
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, results, runs_task
-from ..openai.requests import Mixed, Priority, as_list, one_kind
+from ..openai import Mixed, Priority, as_list, one_kind
 from ..route import RequestContext, RouteSpec
 
 

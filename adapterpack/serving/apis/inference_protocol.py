@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from ...http.http_error import invalid_request
+from ...http import invalid_request
 from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole, breaches_inside
 from ...version import VERSION
 from .. import routes
@@ -21,8 +21,7 @@ from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import engine_of, labels_of, results, runs_task
 from ..one_pass.tensors import OUTPUTS, extents_of, flat
-from ..openai.answers import Provenance
-from ..openai.errors import ErrorForm
+from ..openai import ErrorForm, Provenance
 from ..route import RequestContext, RouteSpec, json_response
 
 COLUMNS = ("text", "text_pair")

@@ -11,14 +11,14 @@ from msgspec import Meta
 from msgspec.structs import asdict
 from starlette.responses import Response
 
-from ...http.http_error import invalid_request
+from ...http import invalid_request
 from ...io import ClosedStruct
 from ...runtime import EncoderEngine, Engine
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, engine_of, results
-from ..openai.requests import Priority, as_list
+from ..openai import Priority, as_list
 from ..route import RequestContext, RouteSpec
-from ..tenants.limits import ServerLimits
+from ..tenants import ServerLimits
 
 _COLUMNS = {"data:image/": "image", "data:audio/": "audio"}
 """What a data URL begins with -> the column of a row. A name of a file is never taken: it would be one of the

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...runtime import EncoderEngine
 from ..api import APIS, Api, ApiKind
-from ..observability.metrics import Figure
-from ..tenants.limits import ServerLimits
+from ..observability import Figure
+from ..tenants import ServerLimits
 
 
 def open_api(engine: EncoderEngine, limits: ServerLimits) -> Api:

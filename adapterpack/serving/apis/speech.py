@@ -16,16 +16,14 @@ from starlette.responses import Response
 
 from ...io import ClosedStruct, FrozenStruct
 from ...runtime import DecoderEngine, Engine
-from ...runtime.generation.sampling import Sampling, sampling_of
-from ...runtime.media.inputs import seconds_of
-from ...tasks import Arrays
-from ...tasks.automatic_speech_recognition import first_tokens, languages_of
+from ...runtime.generation import Sampling, sampling_of
+from ...runtime.media import seconds_of
+from ...tasks import Arrays, first_tokens, languages_of
 from ..answering import PendingResponse, headers_of, running
 from ..api import APIS, Api, ApiKind
-from ..openai.answers import Provenance
-from ..openai.requests import Priority
+from ..openai import Priority, Provenance
 from ..route import RequestContext, RouteSpec, json_response
-from ..scheduling.rows import RequestOutput, ScheduledRow
+from ..scheduling import RequestOutput, ScheduledRow
 
 
 class TranslationRequest(ClosedStruct, kw_only=True):

@@ -11,25 +11,36 @@ from functools import partial
 
 from starlette.responses import Response
 
-from ...http.http_error import HTTPError, invalid_request
+from ...http import HTTPError, invalid_request
 from ...runtime import CallReader, DecoderEngine
 from ..answering import EventStream, TextResponse, running
 from ..anthropic.message_requests import MessagesPrompt, MessagesRequest
 from ..anthropic.messages_writer import ANTHROPIC, MessageAnswer, MessageEvent, MessagesWriter, TokensCount
 from ..api import APIS, Api, ApiKind
 from ..catalogue import ServedModel
-from ..observability.metrics import Figure
-from ..openai.answers import ChatChunk, ChatCompletion, Completion, Provenance
-from ..openai.prepare import PreparedRequest, Preparer
-from ..openai.requests import ChatRequest, CompletionRequest, Sampled
-from ..openai.response_requests import ResponseRequest
-from ..openai.response_writer import ChatWriter, CompletionWriter, ResponseWriter
-from ..openai.responses_writer import ResponseAnswer, ResponseEvent, ResponsesWriter
-from ..openai.token_texts import TokenTexts
+from ..observability import Figure
+from ..openai import (
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChatWriter,
+    Completion,
+    CompletionRequest,
+    CompletionWriter,
+    PreparedRequest,
+    Preparer,
+    Provenance,
+    ResponseAnswer,
+    ResponseEvent,
+    ResponseRequest,
+    ResponsesWriter,
+    ResponseWriter,
+    Sampled,
+    TokenTexts,
+)
 from ..route import RequestContext, RouteSpec, json_response
-from ..scheduling.rows import RequestOutput, ScheduledRow
-from ..tenants.keys import Key
-from ..tenants.limits import ServerLimits
+from ..scheduling import RequestOutput, ScheduledRow
+from ..tenants import Key, ServerLimits
 
 
 class Texts:

@@ -9,17 +9,16 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from ...http.http_error import HTTPError, invalid_request
+from ...http import HTTPError, invalid_request
 from ...io import ClosedStruct, FrozenStruct, Misfit
 from ...runtime import DecoderEngine, Engine, Tokenizer, prompt_ids
-from ...runtime.text.model_files import MAX_ID
+from ...runtime.text import MAX_ID
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS
-from ..openai.requests import ChatRequest, Message
-from ..openai.tools import FunctionTool
+from ..openai import ChatRequest, FunctionTool, Message
 from ..route import RequestContext, RouteSpec, json_response
-from ..tenants.limits import ServerLimits
+from ..tenants import ServerLimits
 
 
 class TokenizeRequest(ClosedStruct, kw_only=True):

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..tenants.quotas import Quotas
+from ..tenants import Quotas
 from .audit import Record
 
 MOST_ADAPTERS = 100

@@ -15,7 +15,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from ...io import FrozenStruct
-from ..scheduling.rows import RequestOutput, ScheduledRow
+from ..scheduling import RequestOutput, ScheduledRow
 from .audit import Record
 
 MOST_KEYS = 500

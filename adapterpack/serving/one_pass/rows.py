@@ -13,16 +13,15 @@ from typing import Any
 from starlette.responses import Response
 
 from ...errors import ConfigError
-from ...http.http_error import HTTPError, invalid_request
+from ...http import HTTPError, invalid_request
 from ...io import FrozenStruct
 from ...runtime import EncoderEngine, Engine, prompt_ids
 from ...tasks import PreparedRow
 from ..answering import PendingResponse, headers_of, running
 from ..catalogue import ServedModel
-from ..openai.answers import PassUsage, Provenance
-from ..openai.errors import as_http_error
+from ..openai import PassUsage, Provenance, as_http_error
 from ..route import RequestContext, State, json_response
-from ..scheduling.rows import RequestOutput, ScheduledRow
+from ..scheduling import RequestOutput, ScheduledRow
 
 Given = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or a row with the columns of its task."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...tasks.embeddings import width_of
-from ...tasks.session import RowInputs
+from ...tasks import RowInputs, width_of
 
 Results = Sequence[Mapping[str, Any]]
 Labels = Sequence[str] | None

@@ -9,9 +9,9 @@ import msgspec
 from starlette.responses import Response
 
 from ...errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, Unsupported
-from ...http.http_error import HTTPError
+from ...http import HTTPError
 from ...io import FrozenStruct
-from ...slots.sums import NotASum
+from ...slots import NotASum
 
 TYPES = {
     401: "authentication_error",

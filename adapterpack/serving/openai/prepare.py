@@ -14,19 +14,16 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ...errors import AdapterpackError, ConfigError
-from ...http.http_error import HTTPError, invalid_request
+from ...http import HTTPError, invalid_request
 from ...pack import Pack
-from ...runtime import CallReader, DecoderEngine, prompt_ids
-from ...runtime.adapters.mix import Mix
-from ...runtime.generation.sampler import TokenMask
-from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
-from ...runtime.generation.structured import MaskQueue, grammar_mask
-from ...runtime.media.pictures import SeenPicture, join_pictures
-from ...runtime.prompts import is_prompt, see
+from ...runtime import CallReader, DecoderEngine, is_prompt, prompt_ids, see
+from ...runtime.adapters import Mix
+from ...runtime.generation import GRAMMARS, MaskQueue, Sampling, TokenMask, grammar_mask, sampling_of
+from ...runtime.media import SeenPicture, join_pictures
 from ...runtime.sessions.generate import encode_images
 from ...runtime.tools.family import family_of
 from ...tasks import Arrays
-from ..tenants.limits import ServerLimits
+from ..tenants import ServerLimits
 from .requests import ChatRequest, CompletionRequest, Sampled
 from .tools import ToolUse, tool_use
 

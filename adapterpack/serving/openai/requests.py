@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...http.http_error import invalid_request
+from ...http import invalid_request
 from ...io import ClosedStruct, Misfit, PositiveWhole, Whole, breaches_inside
-from ...runtime.adapters.mix import LARGEST, MOST
-from ...runtime.media.image_processing import DATA
-from ..tenants.limits import ServerLimits
+from ...runtime.adapters import LARGEST, MOST
+from ...runtime.media import DATA
+from ..tenants import ServerLimits
 from .tools import FunctionTool, InputCall, ToolChoice
 
 _SAME = (

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ...http.http_error import HTTPError
+from ...http import HTTPError
 from ...runtime import CallReader, SampledToken
 from ...runtime.tools.family import Call
 from ...runtime.tools.reader import AnswerPiece
-from ..scheduling.rows import SequenceOutput
+from ..scheduling import SequenceOutput
 from .answers import (
     AnswerMessage,
     ChatChoice,

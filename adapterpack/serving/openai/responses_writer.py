@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from ...io import FrozenStruct
 from ...runtime import CallReader, SampledToken
-from ..scheduling.rows import SequenceOutput
+from ..scheduling import SequenceOutput
 from .answers import Provenance, Usage
 from .requests import PlainText
 from .response_requests import NamedTool, ResponseRequest, ResponseTool, TextConfig

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ...errors import FormatError
-from ...http.http_error import HTTPError, invalid_request
+from ...http import HTTPError, invalid_request
 from ...io import ClosedStruct, Misfit, strict_json
 from ...runtime import CallReader
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
-from ..tenants.limits import ServerLimits
+from ..tenants import ServerLimits
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 _DEPTH = 64

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...http.http_error import HTTPError, invalid_request
+from ...http import HTTPError, invalid_request
 from ...runtime import Engine
-from ..tenants.keys import Key
-from ..tenants.limits import ServerLimits
+from ..tenants import Key, ServerLimits
 
 _SMOOTHING = 0.1
 

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from ...errors import AdapterpackError
 from ...runtime import Engine
-from ...runtime.engine.base import EngineRow
-from ...runtime.engine.requests import Event
+from ...runtime.engine import EngineRow, Event
 from .fair_queue import FairQueue
 from .rows import ScheduledRow
 

@@ -11,10 +11,9 @@ from typing import Any
 from ...errors import AdapterpackError
 from ...pack import Pack
 from ...runtime import SampledToken
-from ...runtime.adapters.mix import Mix
-from ...runtime.engine.base import EngineRow
-from ...runtime.engine.requests import Event
-from ..tenants.keys import Key
+from ...runtime.adapters import Mix
+from ...runtime.engine import EngineRow, Event
+from ..tenants import Key
 
 
 class SequenceOutput:

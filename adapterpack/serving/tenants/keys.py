@@ -18,8 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from ...errors import ConfigError, excerpt, nearest, storage_errors
-from ...http.http_error import HTTPError
-from ...http.reloading_file import ReloadingFile
+from ...http import HTTPError, ReloadingFile
 from ...io import ClosedStruct, Misfit, require_private, typed_json
 
 LEAST_CHARACTERS = 16

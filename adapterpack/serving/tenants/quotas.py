@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from ...http.http_error import HTTPError
+from ...http import HTTPError
 from .keys import Key
 
 Unit = Literal["requests", "tokens"]

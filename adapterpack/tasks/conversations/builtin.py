@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..data import Row
-from ..data.report import ROLES
+from ..data import ROLES, Row
 from .form import (
     FORMS,
     Conversation,

@@ -24,11 +24,11 @@ from ....bundle import (
     read_bundle,
 )
 from ....errors import Unsupported
-from ....graph_passes.float_products import write_float_products
+from ....graph_passes import write_float_products
 from ....io import Json, strict_json
 from ....pack import load
 from ....runtime import Tokenizer, context_length
-from ....slots.precision import DEFAULT
+from ....slots import DEFAULT
 from ..base import TARGETS, Target
 from .data_files import SlotPlace, data_files, split
 from .page import write_page

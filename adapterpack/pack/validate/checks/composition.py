@@ -10,8 +10,8 @@ from ....adapter_methods import complete
 from ....adapter_methods.nodes import decode, leaves
 from ....adapter_methods.nodes.composed import derived_prefixes, make_own
 from ....errors import AdapterpackError, FormatError
+from ....manifest import FEATURE, method_of
 from ....manifest import manifest as m
-from ....manifest.composed_method import FEATURE, method_of
 from .context import Subject, group_pointer
 from .finding import CheckRule, Finding
 

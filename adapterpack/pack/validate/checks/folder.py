@@ -8,10 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from ....errors import FormatError
-from ....io import TENSORS, read_file
-from ....io.safe_open import LARGE, in_hub_cache, map_file
+from ....io import LARGE, TENSORS, in_hub_cache, map_file, read_file
+from ....manifest import Outline
 from ....manifest import manifest as m
-from ....manifest.outline import Outline
 from ...pack import MUTABLE
 from .context import Budget
 from .finding import CheckRule, Finding

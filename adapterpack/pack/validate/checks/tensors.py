@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ....io import TENSORS, hashing
-from ....manifest.manifest import PACKED
+from ....manifest import PACKED
 from ...quantized_tensors import overflows, problem
 from . import folder
 from .context import Subject, tensor_pointer

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ....onnx_graph import fresh_grid, split_blocks
-from ....onnx_graph.nbits import nearest, values
+from ....onnx_graph import fresh_grid, nearest, split_blocks, values
 from ..algorithm import ALGORITHMS, Algorithm
 from ..product import Codes, ConstantProduct, RoundingSetting, output_error
 

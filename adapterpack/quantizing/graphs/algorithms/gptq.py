@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ....onnx_graph import BlockGrid, fresh_grid
-from ....onnx_graph.nbits import nearest, values
+from ....onnx_graph import BlockGrid, fresh_grid, nearest, values
 from ..algorithm import ALGORITHMS, Algorithm
 from ..product import Codes, ConstantProduct, RoundingSetting
 

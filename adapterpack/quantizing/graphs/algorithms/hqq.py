@@ -13,8 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....extras import needed_by
-from ....onnx_graph import BlockGrid
-from ....onnx_graph.nbits import unpack
+from ....onnx_graph import BlockGrid, unpack
 from ..algorithm import ALGORITHMS, Algorithm
 from ..onnxruntime_quantizer import quantize_product
 from ..product import Codes, ConstantProduct, RoundingSetting

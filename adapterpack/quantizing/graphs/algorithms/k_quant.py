@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ....onnx_graph import BlockGrid, fresh_grid, split_blocks
-from ....onnx_graph.nbits import nearest, values
+from ....onnx_graph import BlockGrid, fresh_grid, nearest, split_blocks, values
 from ..algorithm import ALGORITHMS, Algorithm
 from ..product import Codes, ConstantProduct, RoundingSetting
 

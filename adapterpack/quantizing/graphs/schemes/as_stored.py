@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ....base.codecs.stored_form import Table
-from ....onnx_graph import BlockGrid, split_blocks
-from ....onnx_graph.bnb4 import quant_type
+from ....onnx_graph import BlockGrid, quant_type, split_blocks
 from ..product import Codes, ConstantProduct
 from ..replace_products import replace_products
 from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting

@@ -1,0 +1,12 @@
+from .bodies import DrainBodyOnError as DrainBodyOnError
+from .bodies import body_of as body_of
+from .bodies import chunks_of as chunks_of
+from .bodies import fields_of as fields_of
+from .http_error import HTTPError as HTTPError
+from .http_error import bad_request as bad_request
+from .http_error import invalid_request as invalid_request
+from .port import listening as listening
+from .protocol import Protocol as Protocol
+from .reloading_file import ReloadingFile as ReloadingFile
+from .tls import IN_THE_CLEAR as IN_THE_CLEAR
+from .tls import Certificate as Certificate

@@ -1,0 +1,14 @@
+from .blocks import ELEMENTS as ELEMENTS
+from .blocks import Arithmetic as Arithmetic
+from .blocks import WeightBlock as WeightBlock
+from .fold import Change as Change
+from .fold import Contribution as Contribution
+from .fold import bind as bind
+from .fold import changes_nothing as changes_nothing
+from .fold import prepare as prepare
+from .fold import slice_of as slice_of
+from .fused import choose_arithmetic as choose_arithmetic
+from .loss import LossSums as LossSums
+from .loss import TensorLoss as TensorLoss
+from .loss import finite as finite
+from .loss import sums_of as sums_of

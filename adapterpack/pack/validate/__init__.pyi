@@ -1,0 +1,15 @@
+from .listing import ListedPack as ListedPack
+from .listing import list_pack as list_pack
+from .registry import HEADER_CHECKS as HEADER_CHECKS
+from .validation import NO_BASE as NO_BASE
+from .validation import SHAPES_ONLY as SHAPES_ONLY
+from .validation import Finding as Finding
+from .validation import Report as Report
+from .validation import as_pack as as_pack
+from .validation import check as check
+from .validation import examine as examine
+from .validation import load as load
+from .validation import load_proved as load_proved
+from .validation import questions_about as questions_about
+from .validation import require_known as require_known
+from .validation import run_checks as run_checks

@@ -1,0 +1,14 @@
+from .adapter_feeds import ResidentAdapter as ResidentAdapter
+from .adapter_reader import AdapterReader as AdapterReader
+from .adapter_reader import not_in_bank as not_in_bank
+from .adapter_table import AdapterTable as AdapterTable
+from .base import Engine as Engine
+from .base import EngineRow as EngineRow
+from .canary_replay import replay_by_engine as replay_by_engine
+from .encoder_engine import EncoderEngine as EncoderEngine
+from .engine import LONGEST_POOL as LONGEST_POOL
+from .engine import DecoderEngine as DecoderEngine
+from .model_runner import ModelRunner as ModelRunner
+from .requests import Event as Event
+from .requests import Request as Request
+from .requests import SequenceState as SequenceState

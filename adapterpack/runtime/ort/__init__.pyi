@@ -1,0 +1,11 @@
+from .contract import require_contract as require_contract
+from .model import TYPES as TYPES
+from .model import OrtModel as OrtModel
+from .values import BFLOAT16 as BFLOAT16
+from .values import HOST as HOST
+from .values import Memory as Memory
+from .values import array_of as array_of
+from .values import element_type as element_type
+from .values import empty as empty
+from .values import fill as fill
+from .values import value_of as value_of

@@ -1,0 +1,11 @@
+from .device import Device as Device
+from .kernels import Kernels as Kernels
+from .kernels import kernels_of as kernels_of
+from .kernels import list_unfit as list_unfit
+from .kernels import nodes_without_kernel as nodes_without_kernel
+from .kernels import remedy_of as remedy_of
+from .placement import CpuNodesWarning as CpuNodesWarning
+from .placement import check_placement as check_placement
+from .provider import get_provider as get_provider
+from .resolved_device import ResolvedDevice as ResolvedDevice
+from .resolved_device import resolve as resolve

@@ -1,0 +1,15 @@
+from .ctc import Characters as Characters
+from .ctc import collapse as collapse
+from .detokenizer import Detokenizer as Detokenizer
+from .detokenizer import overlap as overlap
+from .model_files import MAX_ID as MAX_ID
+from .model_files import context_length as context_length
+from .model_files import context_of as context_of
+from .model_files import most_characters as most_characters
+from .model_files import read_object as read_object
+from .model_files import read_text as read_text
+from .model_files import require_context as require_context
+from .model_files import text_part as text_part
+from .model_files import token_ids as token_ids
+from .tokenizer import NoTokenizer as NoTokenizer
+from .tokenizer import Tokenizer as Tokenizer

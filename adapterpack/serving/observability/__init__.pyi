@@ -1,0 +1,9 @@
+from .audit import AuditLog as AuditLog
+from .audit import Record as Record
+from .metrics import TEXT_TYPE as TEXT_TYPE
+from .metrics import Figure as Figure
+from .metrics import Metrics as Metrics
+from .traffic import Counts as Counts
+from .traffic import Tally as Tally
+from .traffic import Traffic as Traffic
+from .traffic import Wait as Wait
