@@ -36,6 +36,7 @@ from .manifest import Bundle as Bundle
 from .manifest import BundledAdapter as BundledAdapter
 from .manifest import Heads as Heads
 from .manifest import MappedSite as MappedSite
+from .manifest import SiteMap as SiteMap
 from .manifest import adapter_file as adapter_file
 from .manifest import bundle_in as bundle_in
 from .manifest import graph_file as graph_file

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..adapter_methods import Tensors
+from ..tasks import Arrays
 from .manifest import PAST
 
 
@@ -44,7 +46,7 @@ def replaced_states(inputs: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def empty_caches(inputs: Mapping[str, Any], rows: int, width: int = 0) -> dict[str, np.ndarray]:
+def empty_caches(inputs: Mapping[str, Any], rows: int, width: int = 0) -> Arrays:
     """Returns the caches of a graph with these inputs before the first token of ``rows`` rows: ``width``
     positions of zeros, and states of zeros.
     """
@@ -57,7 +59,7 @@ def empty_caches(inputs: Mapping[str, Any], rows: int, width: int = 0) -> dict[s
     return caches
 
 
-def past_length(caches: Mapping[str, np.ndarray]) -> int | None:
+def past_length(caches: Tensors) -> int | None:
     """Returns how many positions the caches among a pass's inputs have; None if none of them grows."""
     # an array does not say which of its axes grows: one of keys and values does
     return next(

@@ -152,6 +152,10 @@ class MappedSite:
         return typed_json.find_duplicates(self.fields, "/fields")
 
 
+SiteMap = Mapping[str, MappedSite]
+"""Path of a site -> its place in the graphs."""
+
+
 @dataclass(frozen=True)
 class BundledAdapter:
     """One adapter in the bundle: the digest of its pack, its folder, its labels, and in bank mode its

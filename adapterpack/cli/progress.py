@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from ..io import Progress, Say
 from ..readable import size
 from .logs import is_animated, is_quiet, level, log_message
 from .output import escape_line
@@ -33,7 +34,7 @@ def divert_stdout() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def show_steps() -> Iterator[Callable[[str], None]]:
+def show_steps() -> Iterator[Say]:
     """Yields a function that shows which step begins."""
     # one thing that moves is enough, and the libraries are not imported yet
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -49,7 +50,7 @@ def show_steps() -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
-def show_bytes(label: str) -> Iterator[Callable[[int, int], None]]:
+def show_bytes(label: str) -> Iterator[Progress]:
     """Yields a function that shows (bytes done, bytes in all)."""
     label = escape_line(label)
     with divert_stdout():
@@ -87,7 +88,7 @@ def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
             yield show
 
 
-def _tell_bytes(label: str) -> Callable[[int, int], None]:
+def _tell_bytes(label: str) -> Progress:
     shown = started = time.monotonic()
     first: int | None = None
 

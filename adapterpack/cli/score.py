@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..io import scratch_folder
+from ..io import Say, scratch_folder
 
 _SHOWN = 400
 
 
-def score_with(executable: str, say: Callable[[str], None]) -> Callable[[Any], float]:
+def score_with(executable: str, say: Say) -> Callable[[Any], float]:
     """Returns a function that scores a pack: it writes the pack to a temporary folder, runs ``executable
     FOLDER``, and parses the last printed line as a number. No shell is involved, and no file can name an
     executable.

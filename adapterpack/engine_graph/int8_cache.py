@@ -8,13 +8,14 @@ beyond the range of its channel's scale saturates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
+from ..adapter_methods import Tensors
 from ..bundle import DECODER, graph_file
 from ..errors import ParityError, Unsupported
 from ..graph_passes import make_int8
@@ -22,6 +23,7 @@ from ..io import Json
 from ..runtime import Session, context_of
 from ..runtime.engine import AdapterReader, ModelRunner, SequenceState
 from ..runtime.sessions.measured_texts import texts
+from ..tasks import Arrays
 
 _TOLERANCE = 0.1
 """How far the logits may move, as a share of the largest; the same as for int8 weights."""
@@ -40,7 +42,7 @@ class _Run(NamedTuple):
 
     logits: np.ndarray
     tokens: np.ndarray
-    largest: Mapping[str, np.ndarray]
+    largest: Tensors
 
 
 def quantize_cache(folder: Path) -> Json:
@@ -116,7 +118,7 @@ def _run(folder: Path, tokens: np.ndarray | None = None) -> _Run:
     return _Run(np.array(logits, np.float32), np.array(chosen), largest)
 
 
-def _enlarge(largest: dict[str, np.ndarray], batch: ModelRunner, rows: Sequence[SequenceState]) -> None:
+def _enlarge(largest: Arrays, batch: ModelRunner, rows: Sequence[SequenceState]) -> None:
     """Raises the largest magnitudes to those in the caches of the batch's first rows."""
     for place, row in enumerate(rows):
         for name, numbers in batch.read_cache(place, row.kv_len).items():

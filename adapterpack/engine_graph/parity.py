@@ -14,7 +14,7 @@ import numpy as np
 from ..base import CONFIG, read_json
 from ..bundle import DECODER, GRAPH, PROOFS, Bundle, graph_file
 from ..graph_passes import write_decoder
-from ..io import Json
+from ..io import Json, Say
 from ..onnx_graph import is_fast, make_fast, try_opening
 from ..pack import Pack
 from ..readable import StepCounter
@@ -47,9 +47,7 @@ _IDS = 64
 """Number of ids to draw row tokens from, if the model has as many."""
 
 
-def with_decoder(
-    bundle: Bundle, folder: Path, say: Callable[[str], None], adapters: Sequence[Pack] = ()
-) -> Bundle:
+def with_decoder(bundle: Bundle, folder: Path, say: Say, adapters: Sequence[Pack] = ()) -> Bundle:
     """Writes the engine's graph into the folder of an unpublished bundle, proves it on short rows and on the
     long rows that proved the ordinary graph, and returns the bundle with the report on it. Quantized products
     are computed exactly in the proof, since rounded activations would differ by more than float noise.
@@ -77,7 +75,7 @@ def with_report(bundle: Bundle, **entries: object) -> Bundle:
     return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": report})
 
 
-def _proof(made: Bundle, folder: Path, say: Callable[[str], None], adapters: Sequence[Pack]) -> Json:
+def _proof(made: Bundle, folder: Path, say: Say, adapters: Sequence[Pack]) -> Json:
     """Runs the ordinary graph first and then the engine's, so that only one has its weights in memory."""
     session = _open(dataclasses.replace(made, decoder=False), folder, adapters)
     rng, most = np.random.default_rng(11), _most_ids(session)

@@ -4,7 +4,7 @@ before anything is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,6 +14,7 @@ from ..bundle import PROOFS
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
 from ..graph_passes import MODES
 from ..hub import folder_of
+from ..io import Say
 from ..manifest import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
@@ -34,8 +35,6 @@ from ..slots.precision import precision
 from ..tasks import NO_TASK, POOLING, Task, get_task, require_encoder, task_of
 from .quantize_base import trained_form
 from .targets import TARGETS, Target
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ExportRequest:
     """Whether to accept a base that only matches the packs' base in names, dtypes and shapes."""
     split: int | None = None
     """Size limit in bytes for the data files of a web site."""
-    progress: Progress | None = None
+    progress: Say | None = None
     """A function that receives a message at each step."""
     accuracy: str | None = None
     """This field and the following ones control how graphs are quantized; :func:`adapterpack.quantize`

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import NoReturn
 
 import numpy as np
 
 from ..adapter_methods import LAYOUTS, PROMPT, is_bare, is_stacked, to_matrix
 from ..base import Checkpoint, module_parameter, require_plain
-from ..bundle import PAST, Heads, MappedSite
+from ..bundle import PAST, Heads, MappedSite, SiteMap
 from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..graph_passes import (
     AttachPlan,
@@ -238,7 +238,7 @@ def _at_parameters(sites: dict[str, MappedSite], packs: list[Pack]) -> dict[str,
 
 
 def _project(
-    graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str
+    graph: BaseGraph, sites: SiteMap, prompt: np.ndarray, path: str
 ) -> tuple[np.ndarray, np.ndarray, Heads]:
     """Applies the graph's own projections to a prompt at the attention of that path."""
     heads = heads_at(sites, path)

@@ -30,13 +30,13 @@ from ..errors import (
     Unsupported,
 )
 from ..extras import needed_by
-from ..io import output_folder, scratch_folder
+from ..io import Say, output_folder, scratch_folder
 from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.pipeline import merge
 from ..quantizing.graphs import StoredWeights, quantize_in_place, quantizes_directly
 from ..torch_adapters import empty_model
-from .arguments import ExportJob, Progress
+from .arguments import ExportJob
 from .bundle_writer import write_bundle
 from .estimate import estimate
 from .frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
@@ -129,7 +129,7 @@ def _explain(failed: Mapping[str, Exception], base: Path) -> Exception:
 
 
 @contextlib.contextmanager
-def _open_source(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, ExportSource]]:
+def _open_source(job: ExportJob, say: Say) -> Iterator[tuple[ExportJob, ExportSource]]:
     """Yields the source of the graph: the checkpoint, or a temporary one of floats with the folded packs
     merged in, likewise for the ONNX file; and the job with the codes that the graph is to store.
     """
@@ -196,7 +196,7 @@ def _candidates(name: str | None, source: ExportSource) -> list[Frontend]:
 
 
 def _prove_few_layers(
-    frontend: Frontend, job: ExportJob, source: ExportSource, plan: ProofPlan, say: Progress
+    frontend: Frontend, job: ExportJob, source: ExportSource, plan: ProofPlan, say: Say
 ) -> Bundle | None:
     """Proves a copy of a few layers, built by the same frontend: the rows that would take too long on the
     full model, or in a proof by layers all rows and a sample of the packs. Returns the copy's bundle if there

@@ -21,6 +21,7 @@ from ..bundle import (
     Bundle,
     BundledAdapter,
     MappedSite,
+    SiteMap,
     VerificationCache,
     adapter_file,
     graph_file,
@@ -40,6 +41,7 @@ from ..graph_passes import (
     require_sites,
     slot_names,
 )
+from ..io import Say
 from ..manifest.manifest import Base
 from ..merging.checkpoint import require_space
 from ..onnx_graph import SlicedTensor, in_order, save_graph
@@ -51,7 +53,7 @@ from ..tasks import MAIN, Task
 from ..tasks.data import ONE, problem_in
 from ..torch_adapters import empty_model
 from ..torch_adapters.layers.sites import select
-from .arguments import ExportJob, Progress
+from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource
 from .proof.parity import prove_bundle
@@ -72,7 +74,7 @@ def write_bundle(
     source: ExportSource,
     graph: BaseGraph,
     plan: ProofPlan,
-    say: Progress,
+    say: Say,
     small: Bundle | None = None,
 ) -> None:
     """Fills the folder ``root``, in which the target places the bundle; ``small`` is the bundle of a few
@@ -156,7 +158,7 @@ def _say_defaults(path: Path, source: ExportSource) -> None:
         write_json(path, said)
 
 
-def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -> Bundle:
+def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Say) -> Bundle:
     """Adds the engine's graph and returns the manifest; for a family without such a graph, returns a manifest
     that states the reason.
 
@@ -181,7 +183,7 @@ def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -
     return with_report(made, cache=cache)
 
 
-def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Progress) -> None:
+def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Say) -> None:
     """Writes the graph of each part, with its weights in a separate data file, holding only a few weights in
     memory at a time.
 
@@ -235,7 +237,7 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.LazyTensor(copy, tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _attach(model: ir.Model, job: ExportJob, sites: Mapping[str, MappedSite], plan: AttachPlan) -> AttachPlan:
+def _attach(model: ir.Model, job: ExportJob, sites: SiteMap, plan: AttachPlan) -> AttachPlan:
     """Packs siblings of one graph and attaches the graph's part of the packs; returns what it attached."""
     mode, plan, slots = job.request.mode, plan._replace(slot_name=job.target.slot_name), slot_names(model)
     plan = pack_siblings(

@@ -13,13 +13,13 @@ from ..artifacts import kind_of
 from ..bundle import read_bundle, require_files
 from ..errors import AdapterpackError, ConfigError, OutputExists, storage_errors
 from ..hub import folder_of
-from ..io import cache_folder, digest
+from ..io import Say, cache_folder, digest
 from ..io.file_hashes import file_hashes
 from ..pack import Pack, load
 from ..quantizing.graphs import require_no_options
 from ..tasks import Task
 from ..version import VERSION
-from .arguments import ExportRequest, Progress, prepare
+from .arguments import ExportRequest, prepare
 from .pipeline import export
 
 _READY = ("bundle", "genai_folder")
@@ -30,7 +30,7 @@ def bundle_for(
     target: str | os.PathLike[str],
     packs: Sequence[Pack | str | os.PathLike[str]] = (),
     *,
-    progress: Progress | None = None,
+    progress: Say | None = None,
     accept: Callable[[Task], None] | None = None,
     **options: Any,
 ) -> Path:

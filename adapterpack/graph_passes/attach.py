@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
+from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite, SiteMap
 from ..errors import SiteNotFound, Unsupported
 from ..onnx_graph import add_input, values_of
 from ..pack import Pack
@@ -52,7 +52,7 @@ class AttachPlan(NamedTuple):
     max_rank: int
     part: str = MAIN
     slot_name: Callable[[str, str], str] = default_slot_name
-    every: Mapping[str, MappedSite] = MappingProxyType({})
+    every: SiteMap = MappingProxyType({})
     later: Mapping[str, Sequence[MappedSite]] = MappingProxyType({})
 
     def uses(self, site: MappedSite) -> list[MappedSite]:
@@ -239,7 +239,7 @@ _FIELDS = {
 
 
 def with_fields(
-    sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None
+    sites: SiteMap, values: list[Values], default: Collection[str] | None = None
 ) -> dict[str, MappedSite]:
     """Returns the sites that the packs change, each with the union of the fields that they need. Without
     packs, returns the linear sites among ``default``, or all of them, each with a low-rank slot.
@@ -300,9 +300,7 @@ _ELSEWHERE = FIXED | {RANK, TURN, LABELS}
 """Axes of slots that are widths of the base, have one size at all sites, or follow another rule."""
 
 
-def with_ranks(
-    sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int
-) -> dict[str, MappedSite]:
+def with_ranks(sites: SiteMap, ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
     """Returns the sites with the sizes of their slots' own axes, as the packs need them at each site, so that
     one wide site does not pad the others.
     """
@@ -314,7 +312,7 @@ def with_ranks(
     return result
 
 
-def base_head(model: ir.Model, sites: Mapping[str, MappedSite]) -> Values:
+def base_head(model: ir.Model, sites: SiteMap) -> Values:
     """Returns the graph's own weights of the modules that the packs replace, as slot values."""
     values: Values = {}
     for path, site in sites.items():

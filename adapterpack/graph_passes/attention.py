@@ -8,12 +8,12 @@ factors, a cap and a mask in between.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from ..bundle import Heads, MappedSite
+from ..bundle import Heads, MappedSite, SiteMap
 from ..onnx_graph import constant_input
 from ..pack import Pack
 from ..slots import PROJECTION
@@ -164,9 +164,7 @@ def _split_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
     return None
 
 
-def find_heads(
-    model: ir.Model, scope: Scope, packs: Iterable[Pack], sites: Mapping[str, MappedSite]
-) -> dict[str, MappedSite]:
+def find_heads(model: ir.Model, scope: Scope, packs: Iterable[Pack], sites: SiteMap) -> dict[str, MappedSite]:
     """Returns the sites, where packs have prompts with the attention before each output projection added.
 
     A projection whose attention is not recognized stays as it is; it causes an error only where a pack needs

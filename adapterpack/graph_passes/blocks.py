@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from ..bundle import MappedSite
+from ..bundle import MappedSite, SiteMap
 from ..errors import Unsupported
 from ..pack import Pack
 from .sites import Scope, float_type
@@ -56,7 +56,7 @@ def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
 
 
 def find_blocks(
-    model: ir.Model, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]
+    model: ir.Model, scope: Scope, wanted: Mapping[str, Wanted], linear: SiteMap
 ) -> dict[str, MappedSite]:
     """Returns each wanted block for which exactly one value ``[..., width]`` leaves its scope, and exactly
     one enters its entry module's scope.

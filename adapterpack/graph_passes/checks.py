@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from ..bundle import MappedSite, signature_of
+from ..bundle import MappedSite, SiteMap, signature_of
 from ..errors import ParityError
 from ..onnx_graph import values_of
 
@@ -16,7 +16,7 @@ def slot_names(model: ir.Model) -> set[str]:
     return {port.name for port in signature_of(model).slots}
 
 
-def require_sites(name: str, model: ir.Model, sites: Mapping[str, MappedSite], kept: Iterable[str]) -> None:
+def require_sites(name: str, model: ir.Model, sites: SiteMap, kept: Iterable[str]) -> None:
     """Checks, after the pass ``name``, that the graph still has the slots ``kept`` and, of every site, the
     node, the input and output, and a weight that is wide enough for the outputs.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle import MappedSite
+from ..bundle import MappedSite, SiteMap
 from ..onnx_graph import add_initializer
 from .attach import AttachPlan
 
@@ -24,9 +24,7 @@ _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
 """
 
 
-def pack_siblings(
-    model: ir.Model, every: Mapping[str, MappedSite], plan: AttachPlan, share: bool
-) -> AttachPlan:
+def pack_siblings(model: ir.Model, every: SiteMap, plan: AttachPlan, share: bool) -> AttachPlan:
     """Packs the siblings among ``every`` linear site of ``model``, in place, and returns the updated plan;
     with ``share``, the siblings' ``down`` factors are in one slot.
 
@@ -55,9 +53,7 @@ def pack_siblings(
     return plan._replace(sites=sites, every=placed)
 
 
-def _groups(
-    nodes: Mapping[str, ir.Node], every: Mapping[str, MappedSite], planned: Mapping[str, MappedSite]
-) -> Iterator[list[MappedSite]]:
+def _groups(nodes: Mapping[str, ir.Node], every: SiteMap, planned: SiteMap) -> Iterator[list[MappedSite]]:
     """Returns the groups of sites that have one parent module and read one value, in graph order."""
     groups: dict[tuple[str, str], list[MappedSite]] = {}
     for site in every.values():
@@ -118,9 +114,7 @@ def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     return product
 
 
-def _share(
-    sites: Mapping[str, MappedSite], path: str, members: Sequence[str], product: str
-) -> dict[str, MappedSite]:
+def _share(sites: SiteMap, path: str, members: Sequence[str], product: str) -> dict[str, MappedSite]:
     """Returns the sites with the group's site before its members; the group takes over their slots for
     ``down``.
     """

@@ -34,6 +34,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ..adapter_methods import Tensors
 from ..base import read_json
 from ..base.thresholds import reaches_of
 from ..bundle import (
@@ -48,6 +49,7 @@ from ..bundle import (
     PRESENT,
     Bundle,
     MappedSite,
+    SiteMap,
     cache_scale,
     graph_file,
     growing_axis,
@@ -212,7 +214,7 @@ def make_decoder(model: ir.Model, config: Config, bundle: Bundle, context: int |
     model.opset_imports["com.microsoft"] = 1
 
 
-def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> bool:
+def make_int8(model: ir.Model, scales: Tensors) -> bool:
     """Makes the caches of the engine's graph int8, in place, with the scales ``[heads, width]`` of each
     cache; says whether there are any. Caches that more than GroupQueryAttention reads stay as they are.
 
@@ -400,7 +402,7 @@ def last_product(value: ir.Value) -> ir.Node | None:
     return node if node is not None and node.op_type in PRODUCTS else None
 
 
-def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> None:
+def _take_rows_as_inputs(model: ir.Model, sites: SiteMap) -> None:
     """Makes every slot an input that holds one set of values for each row of the batch, or one set for all
     rows.
     """

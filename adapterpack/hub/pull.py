@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec import structs
 
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
-from ..io import Json, cache_folder, output_folder, own_folder, refuse_existing, strict_json
+from ..io import Json, Progress, cache_folder, output_folder, own_folder, refuse_existing, strict_json
 from ..manifest import manifest as m
 from ..pack import SIGNATURE, Pack, load, seal
 from ..pack.validate.checks import read_manifest
@@ -28,7 +28,6 @@ _SPARE = 256 << 20
 """Bytes of disk space that a download leaves free."""
 _KEPT_SECONDS = 2 * 86_400
 """Seconds after which the leftovers of a killed process are removed."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ was sent.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
-from ..io import Json, scratch_folder, strict_json
+from ..io import Json, Progress, scratch_folder, strict_json
 from ..pack import MUTABLE, SIGNATURE, Pack
 from ..paths import StrPath
 from .artifact import CLOSED, KINDS, open_remote
@@ -75,7 +75,7 @@ def push(
     license: str | None = None,
     message: str | None = None,
     token: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pushed:
     """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
 
@@ -117,7 +117,7 @@ class _Push:
         reference: names.HubReference,
         ours: PreparedPush,
         token: str | None,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         self.reference, self.ours, self.token, self.progress = reference, ours, token, progress
         self.files = {**ours.files, README: ours.card}

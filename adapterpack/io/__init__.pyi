@@ -26,6 +26,7 @@ from .locks import hold_lock as hold_lock
 from .locks import take_lock as take_lock
 from .pinned_files import allow_more_files as allow_more_files
 from .progress import Progress as Progress
+from .progress import Say as Say
 from .progress import StoppedError as StoppedError
 from .progress import Ticker as Ticker
 from .safe_open import LARGE as LARGE

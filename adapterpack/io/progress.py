@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
 """A function that gets (bytes done, bytes in all)."""
+Say = Callable[[str], None]
+"""A function that tells the user what is being done."""
 
 
 class StoppedError(Exception):

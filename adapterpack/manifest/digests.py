@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..adapter_methods import Tensors
 from ..errors import NonFinite
 from ..io import TENSORS, hashing, safetensors, write_parts
 from . import manifest as m
@@ -37,9 +38,7 @@ def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.P
     return m.PackFile(name, size, hasher.hexdigest(), role)
 
 
-def digest_tensors(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> tuple[dict[str, str], m.PackFile]:
+def digest_tensors(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[dict[str, str], m.PackFile]:
     """Returns the sha256 (hex) of every tensor, and the entry of the file that holds them all.
 
     The tensors' bytes are hashed twice, once each for the tensor and the file, but in parallel: while one

@@ -5,15 +5,16 @@ adapter on any runtime.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
 
-from ..adapter_methods import Acts
+from ..adapter_methods import Acts, Tensors
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from ..manifest import Canary, TopLogits, make_row
+from ..tasks import Arrays
 
 TOP = 8
 LENGTHS = (9, 5)
@@ -69,9 +70,7 @@ def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...],
     return tuple(row if start is None else (start, *row[1:]) for row in rows)
 
 
-def feeds(
-    inputs: Canary, image: tuple[int, int] | None = None, sound: str | None = None
-) -> Iterator[dict[str, np.ndarray]]:
+def feeds(inputs: Canary, image: tuple[int, int] | None = None, sound: str | None = None) -> Iterator[Arrays]:
     """Yields the model's inputs for each row as a batch of one, under transformers' names: int64 ids and
     float32 pixels, generated one row at a time.
 
@@ -126,7 +125,7 @@ def _counts(inputs: Canary) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def row_of(outputs: Tensors) -> np.ndarray:
     """Returns the part of a model's outputs on one sequence (a batch of one) that a canary records, as one
     float32 vector.
 
@@ -192,9 +191,7 @@ def record(
     )
 
 
-def places(
-    outputs: Mapping[str, np.ndarray], base: list[np.ndarray], adapter: list[np.ndarray]
-) -> np.ndarray | None:
+def places(outputs: Tensors, base: list[np.ndarray], adapter: list[np.ndarray]) -> np.ndarray | None:
     """Returns which components to record of rows that are not logits, given one row's ``outputs``: evenly
     spaced ones; None means the largest.
 

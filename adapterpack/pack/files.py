@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
-
 from ..adapter_methods import Tensors
 from ..io import TENSORS, safetensors
 from ..manifest import manifest as m
@@ -38,7 +36,7 @@ def encode_files(
     return {name: b"".join(parts) for name, parts in contents(manifest, tensors, extra or {}).items()}
 
 
-def _pieces(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+def _pieces(tensors: Tensors) -> Iterator[bytes | memoryview]:
     yield from safetensors.pieces(
         tensors, METADATA
     )  # a generator, so that the header is built only when it is needed

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..adapter_methods import PROMPT
+from ..adapter_methods import PROMPT, Tensors
 from ..bundle import (
     DECODER,
     FILE_NAME,
@@ -517,7 +517,7 @@ class OpenBundle:
         return PinnedRows(names, adapters, self._mode.run(adapters, names))
 
     def acting(
-        self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None
+        self, inputs: Tensors, names: Sequence[str | None], before: np.ndarray | None = None
     ) -> np.ndarray:
         """Returns the positions at which the adapter of each row acts in a pass; see
         :meth:`.PinnedRows.acting`.

@@ -4,12 +4,12 @@ masks, position ids, empty caches and prompts of adapters that the caller leaves
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import PROMPT
+from ..adapter_methods import PROMPT, Tensors
 from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, past_length
 from ..errors import ConfigError
 from ..slots import virtual_room
@@ -24,7 +24,7 @@ from .text import require_context
 
 def run_parts(
     session: OpenBundle,
-    inputs: Mapping[str, np.ndarray],
+    inputs: Tensors,
     adapters: Names = None,
     pinned: PinnedRows | None = None,
     parts: Sequence[Part] | None = None,
@@ -88,7 +88,7 @@ def _run_images(session: OpenBundle, part: Part, arrays: Arrays, batch: PinnedRo
     return by_row if offsets is None else {**by_row, OFFSETS: offsets}
 
 
-def values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def values(arrays: Tensors) -> dict[str, Any]:
     """Converts arrays to feeds."""
     return {name: value_of(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
@@ -98,7 +98,7 @@ def wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype in (np.float16, BFLOAT16) else array
 
 
-def _check_inputs(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> Arrays:
+def _check_inputs(session: OpenBundle, inputs: Tensors, parts: Sequence[Part]) -> Arrays:
     """Checks that the caller's inputs belong to these parts or to other parts of the task, without opening
     the graphs of the latter.
     """
@@ -149,7 +149,7 @@ def _rows(session: OpenBundle, part: Part, arrays: Arrays) -> int:
     return len(session.image_lengths({name: arrays[name] for name in IMAGES if name in arrays}))
 
 
-def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], rows: PinnedRows) -> Arrays:
+def complete(session: OpenBundle, part: Part, known: Tensors, rows: PinnedRows) -> Arrays:
     """Returns the feeds of one part for these rows, from the inputs of the caller and the outputs of earlier
     parts.
 

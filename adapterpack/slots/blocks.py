@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..adapter_methods.forms.blocks import ACTIVATIONS, BlockForm
+from ..tasks import Arrays
 
 LEAVES: dict[str, str] = {
     "norm_weight": "n",
@@ -55,7 +56,7 @@ FIELDS = {f"{branch}_{leaf}": (branch, leaf) for branch in BRANCHES for leaf in 
 """Field -> its branch and its leaf."""
 
 
-def block_arrays(form: BlockForm) -> dict[str, np.ndarray]:
+def block_arrays(form: BlockForm) -> Arrays:
     """Converts a normal form to the fields of its branch, as float32 arrays."""
     branch = Branch(form.act, form.reads_input, form.norm is not None).name
     down, up = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T

@@ -4,14 +4,13 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..bundle import Heads, MappedSite
+from ..bundle import Heads, SiteMap
 from ..errors import FormatError, Unsupported
 from ..onnx_graph import in_float32
 from ..onnx_graph.products import PRODUCTS
@@ -19,7 +18,7 @@ from .precision import DEFAULT
 from .prompt_kv import PROJECTION
 
 
-def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
+def heads_at(sites: SiteMap, path: str) -> Heads:
     """Returns the attention at that path.
 
     Raises:

@@ -20,6 +20,7 @@ import numpy as np
 from ..adapter_methods.forms.attention import AttentionForm
 from ..bundle import Heads
 from ..errors import Unsupported
+from ..tasks import Arrays
 
 PROJECTION = "o_proj"
 """The module of an attention to whose input the prompt's part is added."""
@@ -39,7 +40,7 @@ head_dim]`` that the base computes from it there, and the heads of that attentio
 """
 
 
-def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> dict[str, np.ndarray]:
+def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> Arrays:
     """Converts a normal form to its fields, as float32 arrays, by their names below the attention's path.
 
     Raises:

@@ -7,13 +7,11 @@ row without a prompt has its usual length, with padding after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from ..adapter_methods import PROMPT, Arrays
 from ..adapter_methods.forms.prompt import CacheConfig, PromptForm
-from ..bundle import MappedSite
+from ..bundle import SiteMap
 from ..pack import Pack
 
 LENGTH = "virtual"
@@ -46,6 +44,6 @@ def virtual_tokens(pack: Pack) -> int:
     return sum(config.num_virtual_tokens for config in configs if not isinstance(config, CacheConfig))
 
 
-def virtual_room(sites: Mapping[str, MappedSite]) -> int:
+def virtual_room(sites: SiteMap) -> int:
     """Returns how many positions of every row a graph with these sites reserves for virtual tokens."""
     return sites[PROMPT].ranks.get(LENGTH, 0) if PROMPT in sites else 0

@@ -8,12 +8,12 @@ value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..bundle import MappedSite
+from ..bundle import SiteMap
 from ..errors import Unsupported
 from . import blocks
 from .fields import EXPERTS, FIELDS
@@ -79,7 +79,7 @@ _AFTER, _ADDED = frozenset({"scale", "mix"}), frozenset({"down", "up", "delta"})
 """Fields that multiply the output of a layer, and fields that are added to the output before that."""
 
 
-def add_changes(parts: Sequence[Summand], sites: Mapping[str, MappedSite]) -> Values:
+def add_changes(parts: Sequence[Summand], sites: SiteMap) -> Values:
     """Returns the values of the weighted sum of the changes, in the dtypes of the sites' slots.
 
     Raises:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ from ..adapter_methods import (
     is_stacked,
 )
 from ..adapter_methods.core.arrays import block_diagonal
-from ..bundle import MappedSite
+from ..bundle import MappedSite, SiteMap
 from ..errors import BaseMismatch, NonFinite, Unsupported
 from ..io import all_finite
 from ..pack import Adapter, Pack
@@ -173,7 +173,7 @@ class NoRoom(Unsupported):
 def pack_values(
     pack: Pack,
     weights: Weights | None = None,
-    sites: Mapping[str, MappedSite] | None = None,
+    sites: SiteMap | None = None,
     project: Project | None = None,
 ) -> Values:
     """Returns every slot value of a pack, by slot name, without padding. ``weights`` and ``project`` are
@@ -320,7 +320,7 @@ def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
     }
 
 
-def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
+def in_slots(values: Values, sites: SiteMap) -> Values:
     """Converts values to the dtypes of their sites' slots; float32 where a site is unknown.
 
     Raises:
@@ -340,7 +340,7 @@ _FACTORS = (("down", "up"), ("turn_down", "turn_up"), (f"{EXPERTS}down", f"{EXPE
 """Pairs of fields of which only the product matters."""
 
 
-def _with_widths(site: Site, sites: Mapping[str, MappedSite]) -> Site:
+def _with_widths(site: Site, sites: SiteMap) -> Site:
     """Returns the site with the graph's widths where its own are unknown."""
     if site.path not in sites:
         return site
@@ -372,7 +372,7 @@ def head_values(path: str, params: Tensors) -> Values:
 
 def pad_slots(
     values: Tensors,
-    sites: Mapping[str, MappedSite],
+    sites: SiteMap,
     max_rank: int,
     heads: Tensors,
 ) -> Values:
@@ -408,7 +408,7 @@ def pad_slots(
     return result
 
 
-def group_slots(values: Tensors, sites: Mapping[str, MappedSite], width: int | None = None) -> Values:
+def group_slots(values: Tensors, sites: SiteMap, width: int | None = None) -> Values:
     """Concatenates the ``down`` factors of siblings, each padded to ``width``, by default that of the widest.
 
     The siblings' ``up`` factors get as many rows, padded with neutral zeros, so that all parts have one size.
@@ -473,7 +473,7 @@ def _fill(slot: np.ndarray, value: np.ndarray, name: str) -> None:
     slot[tuple(slice(0, extent) for extent in found)] = value
 
 
-def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tuple[int, ...]]:
+def slot_shapes(sites: SiteMap, max_rank: int) -> dict[str, tuple[int, ...]]:
     """Returns the shape of one slot for every field of the graph."""
     shapes = {}
     for path, site in sites.items():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from inspect import signature
 from typing import Any, NamedTuple
 
-import numpy as np
+from ..adapter_methods import Tensors
 
 SOUNDS = ("input_values", "input_features")
 """The names of inputs that hold sound: samples or features. A model has one of them."""
@@ -67,7 +66,7 @@ def sound_of(model: Any) -> Sound | None:
     return Sound(name, (_FRAMES, bands), _FRAMES, masked)
 
 
-def positions_of(inputs: Mapping[str, np.ndarray]) -> int:
+def positions_of(inputs: Tensors) -> int:
     """Returns about how many positions a pass takes for the inputs of a sound: one for 20 ms."""
     values = next(inputs[name] for name in SOUNDS if name in inputs)
     return int(values.shape[1] // 320 if values.ndim == 2 else max(values.shape[1:]) // 2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...adapter_methods import Tensors
 from ...base import Checkpoint, LongRows
 from ...base.thresholds import rows_past, thresholds_of
 from ...bundle import PRESENT
@@ -127,9 +128,7 @@ def _of_row(outputs: Arrays, batch: Arrays, row: int) -> Arrays:
     return own
 
 
-def _error(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tail: bool, dtype: str
-) -> float:
+def _error(found: Tensors, expected: Tensors, tail: bool, dtype: str) -> float:
     """Returns the largest difference; with ``tail``, compares only the last positions that both have."""
     errors = [0.0]
     for key in found.keys() & expected.keys():

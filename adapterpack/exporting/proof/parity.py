@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from ...base import Checkpoint, LongRows
 from ...base.thresholds import SHORT
-from ...bundle import PRESENT, Bundle, MappedSite
+from ...bundle import PRESENT, Bundle, SiteMap
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
-from ...io import Json
+from ...io import Json, Say
 from ...readable import StepCounter
 from ...runtime import Session, canary
 from ...slots import NONE_BELOW
@@ -57,8 +57,8 @@ def prove_bundle(
     source: ExportSource,
     paddings: Sequence[str],
     plan: ProofPlan,
-    say: Callable[[str], None],
-    sites: Mapping[str, MappedSite],
+    say: Say,
+    sites: SiteMap,
     small: Bundle | None,
 ) -> Bundle:
     """Proves the bundle in ``folder`` on each of these padding sides in turn, and returns it with the proof
@@ -113,7 +113,7 @@ def _against_torch(
     source: ExportSource,
     paddings: Sequence[str],
     rows: LongRows,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Bundle:
     model = reference(source.task, source.folder)
     try:
@@ -126,7 +126,7 @@ def _against_torch(
     return _on_some_side(bundle, folder, source, paddings, rows, whole.model, say)
 
 
-def _by_itself(bundle: Bundle, folder: Path, source: ExportSource, say: Callable[[str], None]) -> Json:
+def _by_itself(bundle: Bundle, folder: Path, source: ExportSource, say: Say) -> Json:
     """Compares the rows of a batch with the same rows alone, and with another adapter in each row, without
     torch; returns these entries of the parity report.
 
@@ -161,7 +161,7 @@ def _on_some_side(
     paddings: Sequence[str],
     rows: LongRows,
     model: PreTrainedModel,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Bundle:
     for padding in paddings:
         bundle = dataclasses.replace(bundle, padding=padding)
@@ -182,7 +182,7 @@ def prove(
     source: ExportSource,
     model: PreTrainedModel,
     plan: LongRows = SHORT,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> Json:
     """Compares the bundle in ``folder`` with the source's ``model`` in torch and returns the parity report:
     for the base and each adapter the largest absolute and relative error, and the agreement of argmax.

@@ -4,7 +4,7 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from ...adapter_methods import Tensors
 from ...adapter_methods.core.token_positions import has_acted
 from ...bundle import ADAPTER_POSITIONS, ENCODED
 from ...pack import Pack
@@ -158,7 +159,7 @@ def _pad_rows(rows: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
     return together
 
 
-def _torch(model: PreTrainedModel, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
+def _torch(model: PreTrainedModel, batch: Tensors, **more: Any) -> Any:
     with torch.no_grad():
         return model(**{key: torch.from_numpy(value) for key, value in batch.items()}, **more)
 

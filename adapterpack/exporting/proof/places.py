@@ -4,7 +4,6 @@ time: a graph too large to be run in torch has them at least where they belong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from ...adapter_methods import row_blocks, to_matrix
 from ...base import Checkpoint
-from ...bundle import MappedSite, graph_file
+from ...bundle import MappedSite, SiteMap, graph_file
 from ...errors import ParityError
 from ...graph_passes import TABLE
 from ...onnx_graph import GraphFile, cast, near_rows, quantized_nodes, scales_of
@@ -22,7 +21,7 @@ _HALF = 0.501
 """How far a number may lie from its code: half a step, and a few roundings of float32."""
 
 
-def require_places(folder: Path, sites: Mapping[str, MappedSite], base: Checkpoint) -> int:
+def require_places(folder: Path, sites: SiteMap, base: Checkpoint) -> int:
     """Compares the weight of each of the ``sites`` of a bundle's graphs that is a linear layer or an
     embedding with the tensor of that layer: bit by bit after a cast, or within the rounding of its codes.
     Returns how many there are.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import storage_errors
 from ...extras import needed_by
+from ...io import Say
 from ...paths import StrPath
 from ...signals import Ended
 from .access import Access
@@ -25,7 +25,7 @@ def serve(
     host: str = LOOPBACK,
     port: int = 8765,
     tokens: StrPath | None = None,
-    ready: Callable[[str], None] | None = None,
+    ready: Say | None = None,
 ) -> None:
     """Serves a hub from a folder, until it is interrupted.
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from msgspec import Struct
 
 from ...errors import HubError
-from ...io import Json
+from ...io import Json, Progress
 from . import names
 from .client import Remote, api, hub_errors, with_retries
 from .http import ByteLimit, Endpoint, allowed_seconds, open_response, post_json, request_json
@@ -79,7 +79,7 @@ class Draft(NamedTuple):
     pr: bool
 
 
-def commit(remote: Remote, draft: Draft, progress: Callable[[int, int], None]) -> NewCommit:
+def commit(remote: Remote, draft: Draft, progress: Progress) -> NewCommit:
     """Makes one commit on the remote's branch, whose head must be the remote's commit.
 
     Large files are sent first. ``progress`` is called with (bytes done, bytes in all).
@@ -101,9 +101,7 @@ def commit(remote: Remote, draft: Draft, progress: Callable[[int, int], None]) -
     return NewCommit(oid, None if pull_request is None else str(pull_request))
 
 
-def _by_the_official_client(
-    remote: Remote, draft: Draft, progress: Callable[[int, int], None]
-) -> tuple[Any, Any]:
+def _by_the_official_client(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any, Any]:
     """Commits with the official client, because large files on the public hub go to its Xet service, which no
     other client speaks. The client shows its own progress.
     """
@@ -126,7 +124,7 @@ def _by_the_official_client(
     return info.oid, info.pr_url
 
 
-def _by_requests(remote: Remote, draft: Draft, progress: Callable[[int, int], None]) -> tuple[Any, Any]:
+def _by_requests(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any, Any]:
     url, branch = f"{remote.endpoint}/api/models/{remote.repo}", quote(remote.reference.revision, safe="")
     query, files = "?create_pr=1" if draft.pr else "", draft.files
     total, done = sum(file.size for file in files.values()), 0

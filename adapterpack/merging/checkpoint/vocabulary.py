@@ -5,12 +5,12 @@ more rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ...adapter_methods import complete
+from ...adapter_methods import Tensors, complete
 from ...base import Checkpoint, carried_files
 from ...errors import Unsupported
 from ...io import copy_file
@@ -73,7 +73,7 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
     return extended
 
 
-def extended_vocab_size(base: Checkpoint, replaced: Mapping[str, np.ndarray]) -> int | None:
+def extended_vocab_size(base: Checkpoint, replaced: Tensors) -> int | None:
     """Returns the vocabulary size of the output if it is larger than the base's, else None.
 
     Raises:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...bundle import graph_file, graphs_of
 from ...errors import ConfigError
-from ...io import Json
+from ...io import Json, Say
 from ...runtime import RowRunner, Session, context_of
 from ...runtime.sessions.measured_texts import vocabulary
 from ...tasks import text_inputs
@@ -60,9 +60,7 @@ class Figures:
         return float((self.best == other.best).mean())
 
 
-def figures(
-    folder: Path, adapter: str | None, rows: Sequence[Example], say: Callable[[str], None]
-) -> Figures:
+def figures(folder: Path, adapter: str | None, rows: Sequence[Example], say: Say) -> Figures:
     """Measures the bundle at ``folder`` on rows on the CPU, with ``adapter``, or with the adapters folded
     into it.
 

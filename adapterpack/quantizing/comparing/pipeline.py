@@ -5,13 +5,13 @@ same rows.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from ...bundle import Bundle, read_bundle
 from ...errors import AdapterpackError, ConfigError, NothingToDo, UnknownAdapter, nearest
-from ...io import scratch_folder
+from ...io import Say, scratch_folder
 from ...merging.pipeline import merge
 from ...paths import StrPath
 from ...runtime import Session
@@ -32,7 +32,7 @@ def compare_quantized(
     *,
     adapter: str | None = None,
     schemes: Sequence[str] = ("int8", "int4"),
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
     **options: Unpack[GraphOptions],
 ) -> Comparison:
     """Compares the ways of quantizing a float bundle: each is made in a temporary folder and measured on the
@@ -116,7 +116,7 @@ def compare_quantized(
     )
 
 
-def _under(title: str, say: Callable[[str], None]) -> Callable[[str], None]:
+def _under(title: str, say: Say) -> Say:
     return lambda what: say(f"{title}: {what}")
 
 
@@ -164,9 +164,7 @@ def _adapter(bundle: Bundle, name: str | None) -> str | None:
     return name or next(iter(names), None)
 
 
-def _merge(
-    source: Path, bundle: Bundle, adapter: str, out: Path, say: Callable[[str], None]
-) -> Path | AdapterpackError:
+def _merge(source: Path, bundle: Bundle, adapter: str, out: Path, say: Say) -> Path | AdapterpackError:
     """Merges an adapter into a bundle's float weights; returns the folder, or why that is not possible."""
     say("merge the adapter into the float weights")
     pack = next(source / one.path for one in bundle.adapters if one.name == adapter)

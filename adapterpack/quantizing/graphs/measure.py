@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...adapter_methods import Tensors
 from ...errors import ParityError
 from ...io import Json
 from ...pack import canary
@@ -33,10 +34,10 @@ class MeasuredOutputs(NamedTuple):
     """
 
     last: np.ndarray
-    before: Mapping[str, np.ndarray]
+    before: Tensors
 
     @property
-    def parts(self) -> dict[str, np.ndarray]:
+    def parts(self) -> Arrays:
         """Returns every graph's numbers by its name."""
         return {**self.before, MAIN: self.last}
 
@@ -146,12 +147,12 @@ def _changes(
             )
 
 
-def inputs_of(session: Session) -> dict[str, np.ndarray]:
+def inputs_of(session: Session) -> Arrays:
     """Creates pseudo-random inputs in the forms that the task takes: the canary's ids, and images or features
     of the graph's shapes; with a text, an image in every row.
     """
     rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
-    inputs: dict[str, np.ndarray] = {}
+    inputs: Arrays = {}
     shapes = {
         name: value.shape
         for graph in map(session.graph, session.bundle.parts)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ...bundle import (
     Bundle,
     MappedSite,
+    SiteMap,
     VerificationCache,
     find_other_files,
     graph_file,
@@ -254,7 +255,7 @@ def quantize_directly(
     bundle: Bundle,
     models: Mapping[str, ir.Model],
     wanted: GraphQuantization,
-    sites: Mapping[str, MappedSite],
+    sites: SiteMap,
     tick: Callable[[], None],
 ) -> tuple[Bundle, dict[str, MappedSite]]:
     """Writes the graphs of a new bundle in codes, one weight at a time; returns the bundle and the ``sites``
@@ -333,7 +334,7 @@ def _with_accuracy(
     )
 
 
-def _relocate(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, MappedSite]:
+def _relocate(sites: SiteMap, model: ir.Model) -> dict[str, MappedSite]:
     """Returns the site map after quantization: the node and weight of a quantized site have new names."""
     nodes = {node.name: node for node in model.graph if node.name}
     relocated = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...adapter_methods import Tensors
-from ...bundle import MappedSite
+from ...bundle import SiteMap
 from ...errors import FormatError
 from ...pack import Pack
 from ...slots import Values, group_slots, pack_values, split_slot
@@ -67,7 +67,7 @@ def require_pack_slots(values: SlotValues, pack: Pack) -> None:
 
 def require_file_contents(
     pack: Pack,
-    sites: Mapping[str, MappedSite],
+    sites: SiteMap,
     files: Mapping[str, Path],
     arrays: Mapping[str, Tensors],
 ) -> None:

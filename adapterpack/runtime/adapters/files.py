@@ -4,18 +4,19 @@ inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
+from ...adapter_methods import Tensors
 from ...errors import FormatError, StorageError
 from ...library_errors import library_errors
+from ...tasks import Arrays
 from ..ort import array_of, value_of
 
 
-def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
+def write_adapter_file(path: Path, values: Tensors) -> None:
     """Writes arrays, keyed by the names of the graph inputs that they feed.
 
     Raises:
@@ -35,7 +36,7 @@ def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
         ) from error
 
 
-def read_adapter_file(path: Path) -> dict[str, np.ndarray]:
+def read_adapter_file(path: Path) -> Arrays:
     """Reads a file and returns copies of its arrays, by the names of the graph inputs that they feed.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ...adapter_methods import Tensors
 from ...bundle import ENCODED
 from ...pack import Pack
 from ...slots import ABSENT, convert, virtual_tokens
@@ -85,7 +86,7 @@ class PinnedRows(NamedTuple):
             np.int64,
         )
 
-    def acting(self, inputs: Mapping[str, np.ndarray], before: np.ndarray | None = None) -> np.ndarray:
+    def acting(self, inputs: Tensors, before: np.ndarray | None = None) -> np.ndarray:
         """Returns the positions at which each row's adapter acts in a pass, ``[batch, tokens]`` bool. Most
         adapters act everywhere.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import Bundle, Heads, MappedSite, graph_file
+from ...bundle import Bundle, Heads, SiteMap, graph_file
 from ...errors import Unsupported
 from ...onnx_graph import StoredTensor, map_tensor
 from ...pack import Adapter, Pack
@@ -23,7 +23,7 @@ def reads_weights(pack: Pack) -> bool:
     return any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods)
 
 
-def require_positions(adapter: Pack | Mix, sites: Mapping[str, MappedSite]) -> None:
+def require_positions(adapter: Pack | Mix, sites: SiteMap) -> None:
     """Checks that a graph can restrict a pack, or each pack of a mix, to the positions at which it acts.
 
     Raises:

@@ -21,6 +21,7 @@ from ...bundle import ADAPTER_IDS
 from ...io import one_thread_each
 from ...pack import SharedFactors
 from ...slots import RANK, Values
+from ...tasks import Arrays
 from ..ort import Memory, value_of
 from .slot_layout import Axis, JoinedValue, SlotLayout
 
@@ -153,7 +154,7 @@ class AdapterFeeds:
         self.layout, self.rows, self._rank = layout, rows, rank
         # On the CPU the OrtValue borrows the memory of the array and keeps it alive.
         self._value = partial(value_of, memory=memory)
-        self._buffers: dict[str, np.ndarray] = {}
+        self._buffers: Arrays = {}
         self._extents: dict[Axis, int] = {}
         self._filled: dict[str, dict[int, ResidentAdapter | None]] = {}
         self._alone: OrderedDict[ResidentAdapter, Feeds] = OrderedDict()

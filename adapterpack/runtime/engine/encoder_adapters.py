@@ -8,8 +8,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from ...adapter_methods import Tensors
 from ...errors import Unsupported
 from ...pack import Pack, canary
 from ...slots import Values
@@ -68,7 +67,7 @@ class BankedAdapters:
         slots = self._bundle.bundle.slots - 1
         return len(distinct) <= slots and sum(adapter.mixed for adapter in distinct) <= max(1, slots // 2)
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None]) -> Arrays:
+    def run(self, inputs: Tensors, adapters: Sequence[ResidentAdapter | None]) -> Arrays:
         """Puts adapters that :meth:`fit` into slots and runs one pass; each row has an adapter, or None for
         the base.
         """
@@ -152,7 +151,7 @@ class ExportedAdapters:
         """Returns whether the rows share one adapter: these graphs run with one at a time."""
         return len({*adapters}) == 1
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None]) -> Arrays:
+    def run(self, inputs: Tensors, adapters: Sequence[ResidentAdapter | None]) -> Arrays:
         """Runs one pass with the adapter of the batch."""
         names = [None if adapter is None else adapter.name for adapter in adapters]
         return run_parts(self._bundle, inputs, names)

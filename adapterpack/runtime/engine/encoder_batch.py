@@ -4,7 +4,7 @@ padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...adapter_methods import Tensors
 from ...tasks import AXES, SOUNDS, Arrays, PreparedRow, RowHead
 from .adapter_feeds import ResidentAdapter
 
@@ -120,7 +121,7 @@ def next_batch(
     return batch
 
 
-def collate(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> Arrays:
+def collate(rows: Sequence[Tensors], pad_id: int) -> Arrays:
     """Stacks the inputs ``[1, ...]`` of rows of one form into a batch, padded on the right.
 
     Example:
@@ -146,7 +147,7 @@ def _stack(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
     return stacked
 
 
-def _along_tokens(name: str, row: Mapping[str, np.ndarray]) -> bool:
+def _along_tokens(name: str, row: Tensors) -> bool:
     """Whether an input has one number for each token of a row, or each place of a sound with a mask."""
     heard = name in SOUNDS and "attention_mask" in row
     return heard or AXES.get(name, ())[1:2] == ("sequence",)

@@ -16,7 +16,7 @@ import numpy as np
 from ...bundle import Bundle, MappedSite, part_ranks
 from ...errors import BaseMismatch, Unsupported
 from ...slots import FIELDS, FIXED, LABELS, LEAST, RANK, Values, is_looked_up, neutral, widths
-from ...tasks import MAIN
+from ...tasks import MAIN, Arrays
 
 
 class Axis(NamedTuple):
@@ -247,7 +247,7 @@ class SlotLayout:
                 result[axis] = max(result.get(axis, 0), length)
         return result
 
-    def ranks(self, extents: Extents) -> dict[str, np.ndarray]:
+    def ranks(self, extents: Extents) -> Arrays:
         """Returns the widths at which the graph splits each shared slot, by graph input."""
         return {
             part_ranks(path): np.full(len(group.members), extents.get(Axis(path, RANK), 0), np.int64)

@@ -4,11 +4,11 @@ each row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
-from ...adapter_methods import PROMPT
+from ...adapter_methods import PROMPT, Tensors
 from ...bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, SOURCE_LENGTHS
 from ...errors import ConfigError
 from ...slots import virtual_room
@@ -25,7 +25,7 @@ longest row's length in every row.
 """
 
 
-def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray]) -> Arrays:
+def source_of(bundle: OpenBundle, ids: list[int], given: Tensors) -> Arrays:
     """Returns the encoder inputs of one row: token ids, or the arrays ``given`` in their place, such as
     ``input_features``.
 

@@ -17,8 +17,8 @@ from ...bundle import (
     PRESENT,
     Bundle,
     GraphSignature,
-    MappedSite,
     Port,
+    SiteMap,
     replaced_states,
 )
 from ...errors import FormatError
@@ -79,9 +79,7 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
                 yield from _value(graph.slots, "slot", name, site.dtype, (None,) * len(FIELDS[field].axes))
 
 
-def _decoder_differences(
-    bundle: Bundle, sites: Mapping[str, MappedSite], graph: OrtModel
-) -> Iterator[Difference]:
+def _decoder_differences(bundle: Bundle, sites: SiteMap, graph: OrtModel) -> Iterator[Difference]:
     """Yields differences of the engine's graph, which takes cache lengths in place of a mask and every slot
     as an input.
     """

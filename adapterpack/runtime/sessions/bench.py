@@ -5,7 +5,7 @@ sets.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from os import cpu_count
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from ...bundle import DECODER, graph_file
 from ...errors import ConfigError
-from ...io import Json
+from ...io import Json, Say
 from ...notebook import Shown
 from ...pack import Pack
 from ...paths import StrPath
@@ -99,7 +99,7 @@ def bench(
     tokens: int = 32,
     runs: int = 5,
     provider: str | Device | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
 ) -> Bench:
     """Measures how fast a bundle answers: for each number of rows the base, one adapter, and a different one
     in each row, in turn; each figure is the median of several runs after a warm-up.

@@ -4,12 +4,11 @@ token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
+from ...adapter_methods import Tensors
 from ...errors import ConfigError
 from ...pack import AUTO, Pack, TextIndex, TextProfile, as_pack
 from ...paths import StrPath
@@ -50,7 +49,7 @@ class Session(OpenBundle):
         2
     """
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
+    def run(self, inputs: Tensors, adapters: Names = None) -> Arrays:
         """Runs one pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row (None for the
         base), or a single one for all rows.
 
@@ -134,7 +133,7 @@ class Session(OpenBundle):
         prompts: Sequence[Any] = (),
         adapters: Mixes = None,
         *,
-        given: Mapping[str, np.ndarray] | None = None,
+        given: Tensors | None = None,
         **sampling: Any,
     ) -> list[Any]:
         """Generates answers to ``prompts`` in one batch, each row with its own adapter. ``sampling`` are
