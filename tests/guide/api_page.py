@@ -170,9 +170,18 @@ def _signature(name: str, value: Any) -> str:
     return line if len(line) <= _WIDE else "\n".join([f"{name}(", *(f"    {part}," for part in parts), end])
 
 
+_ALIASES = {
+    "StrPath": "str | os.PathLike[str]",
+    "Say": "Callable[[str], None]",
+    "Progress": "Callable[[int, int], None]",
+    "Tensors": "Mapping[str, np.ndarray]",
+}
+"""Names of types inside of the package -> what a reader of the page knows."""
+
+
 def _plain(annotation: Any) -> str:
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return text.replace("StrPath", "str | os.PathLike[str]")
+    return re.sub(r"\w+", lambda word: _ALIASES.get(word[0], word[0]), text)
 
 
 def _default(value: Any) -> str:
