@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..base.thresholds import turns_by_length
+from ..base import turns_by_length
 from ..bundle import ADAPTER_POSITIONS, PAST, replaced_states
 from ..errors import ParityError
 from ..runtime import Session

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from ..base import Checkpoint, require_plain
-from ..base.thresholds import ENDS
+from ..base import ENDS, Checkpoint, require_plain
 from ..bundle import Bundle, bundle_in, read_bundle
 from ..errors import (
     AdapterpackError,

@@ -14,8 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from ..adapter_methods import LoRA, get
-from ..base import CONFIG, Checkpoint, copy_carried, pooling_of, read_json, write_json
-from ..base.thresholds import said_in
+from ..base import CONFIG, Checkpoint, copy_carried, pooling_of, read_json, said_in, write_json
 from ..bundle import (
     DECODER,
     Bundle,

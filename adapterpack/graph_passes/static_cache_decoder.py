@@ -35,8 +35,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..adapter_methods import Tensors
-from ..base import read_json
-from ..base.thresholds import reaches_of
+from ..base import reaches_of, read_json
 from ..bundle import (
     ADAPTER_IDS,
     ADDED,

@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-from ..base import Checkpoint
+from ..base import INDEX, SINGLE, Checkpoint
 from ..base import fingerprint as fp
-from ..base.checkpoint import INDEX, SINGLE
 from ..errors import FormatError, StorageError
 from ..io import Json
 from .artifact import require_at_most

@@ -18,8 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
-from ..base import Checkpoint, copy_carried
-from ..base.rounding import to_nearest
+from ..base import Checkpoint, copy_carried, to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import Json, Scratch, Span, copy_span, open_descriptor, output_folder, strict_json
 from ..io import safetensors as st

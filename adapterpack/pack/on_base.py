@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from ..adapter_methods import is_bare
-from ..base import Checkpoint, compatibility
-from ..base.renamings import find_places
+from ..base import Checkpoint, compatibility, find_places
 from ..peft.names import prefix_of
 from .lineage import descend
 from .pack import Pack, is_module, seal

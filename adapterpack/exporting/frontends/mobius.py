@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from ...base import read_json
-from ...base.thresholds import reaches_of
+from ...base import reaches_of, read_json
 from ...graph_passes import onnxscript_scope
 from ...io import Config
 from ...onnx_graph import SlicedTensor, add_initializer, constant_input, inputs_of, named_node

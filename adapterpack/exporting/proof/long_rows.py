@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...adapter_methods import Tensors
-from ...base import Checkpoint, LongRows
-from ...base.thresholds import rows_past, thresholds_of
+from ...base import Checkpoint, LongRows, rows_past, thresholds_of
 from ...bundle import PRESENT
 from ...engine_graph.compare import in_pieces, largest_difference, require_close, takes_much
 from ...io import Config, Json

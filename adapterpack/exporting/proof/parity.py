@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ...base import Checkpoint, LongRows
-from ...base.thresholds import SHORT
+from ...base import SHORT, Checkpoint, LongRows
 from ...bundle import PRESENT, Bundle, SiteMap
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...base import Checkpoint, LongRows
-from ...base.thresholds import SHORT
+from ...base import SHORT, Checkpoint, LongRows
 from ...bundle import PROOFS, ProofReport
 from ...errors import Unsupported
 from ...pack import Pack

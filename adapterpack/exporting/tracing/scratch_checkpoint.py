@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...adapter_methods import row_blocks
-from ...base import CONFIG, Checkpoint, DequantizedCheckpoint, copy_carried, write_json
-from ...base.checkpoint import SINGLE
+from ...base import CONFIG, SINGLE, Checkpoint, DequantizedCheckpoint, copy_carried, write_json
 from ...errors import storage_errors
 from ...io import FLOATS, Config
 from ...io import safetensors as st

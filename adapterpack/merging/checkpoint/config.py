@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...base.dtypes import TORCH
+from ...base import TORCH
 from ...io import Config, Json
 from ...pack import Pack
 from ...tasks.data import MARKED, number_labels

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...adapter_methods import Arrays, Tensors
-from ...base import Checkpoint, module_parameter
-from ...base.renamings import in_memory
+from ...base import Checkpoint, in_memory, module_parameter
 from ...errors import SiteNotFound, Unsupported
 from ...manifest import Group
 from ...pack import Pack

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...base import Checkpoint, WeightStorage
+from ...base import Checkpoint, WeightStorage, name_rows, rows_between
 from ...base.codecs.plain import plain_writer
-from ...base.tensor_rows import name_rows, rows_between
 from ...errors import Unsupported
 from ...io import DTYPES, FLOATS, Json, TensorInfo, dtype_name, plan
 from .base_model import MergeBase

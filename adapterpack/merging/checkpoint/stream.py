@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...base.rounding import Rounding
+from ...base import Rounding
 from ...io import (
     Progress,
     Scratch,

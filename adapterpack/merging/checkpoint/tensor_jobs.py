@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...adapter_methods import LAYOUTS, Arrays
-from ...base import WeightStorage
+from ...base import Rounding, WeightStorage
 from ...base.codecs.storage import MAIN_PART, EncodedRows
-from ...base.rounding import Rounding
 from ...errors import NonFinite
 from ...io import DTYPES, Scratch, Span, Ticker, all_finite, copy_span, open_descriptor, write_all
 from ..fold import ELEMENTS, Arithmetic, Change, LossSums, TensorLoss, WeightBlock, slice_of, sums_of

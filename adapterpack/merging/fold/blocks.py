@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...base import WeightStorage
+from ...base import Round, WeightStorage
 from ...base.codecs.storage import EncodedRows, LazyMatrix
-from ...base.rounding import Round
 from ...io import Scratch
 from .fold import Change, Contribution, ToDevice, prepare
 from .loss import LossSums, sums_of

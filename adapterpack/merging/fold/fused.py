@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..._native import lowrank
-from ...base import WeightStorage
-from ...base.rounding import Round
+from ...base import Round, WeightStorage
 from ...io import Scratch
 from .blocks import Arithmetic, WeightBlock, Write
 from .fold import Change

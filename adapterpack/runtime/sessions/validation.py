@@ -11,8 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ...base import Checkpoint, Verdict, chat_template_of, compatibility
-from ...base.base_metadata import chat_template_in
+from ...base import Checkpoint, Verdict, chat_template_in, chat_template_of, compatibility
 from ...bundle import (
     DECODER,
     FILE_NAME,
