@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from ..hub import folder_of
 from ..io import Say, cache_folder, digest
 from ..io.file_hashes import file_hashes
 from ..pack import Pack, load
+from ..paths import StrPath
 from ..quantizing.graphs import require_no_options
 from ..tasks import Task
 from ..version import VERSION
@@ -27,8 +27,8 @@ _READY = ("bundle", "genai_folder")
 
 
 def bundle_for(
-    target: str | os.PathLike[str],
-    packs: Sequence[Pack | str | os.PathLike[str]] = (),
+    target: StrPath,
+    packs: Sequence[Pack | StrPath] = (),
     *,
     progress: Say | None = None,
     accept: Callable[[Task], None] | None = None,

@@ -5,7 +5,6 @@ that have their own address or event loop, and for requests in blocks and in a f
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..engine_graph.genai_engine import served_folder
 from ..pack import Pack
+from ..paths import StrPath
 from ..runtime import Device, Engine
 from .assembly import assemble
 from .route import RouteSpec
@@ -48,12 +48,12 @@ class Application:
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str],
+        bundle: StrPath,
         provider: str | Device | None = None,
         *,
-        adapters: Sequence[Pack | str | os.PathLike[str]] = (),
+        adapters: Sequence[Pack | StrPath] = (),
         name: str | None = None,
-        keys: str | os.PathLike[str] | None = None,
+        keys: StrPath | None = None,
         audit: str | None = None,
         sampling: str | None = None,
         threads: int | None = None,
@@ -137,7 +137,7 @@ class InProcess:
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str],
+        bundle: StrPath,
         provider: str | Device | None,
         max_rows: int,
         sampling: str | None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .data import Encoded, Labels, Result, Row, file_of, no_head, report_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
@@ -36,7 +36,7 @@ class DetectionOptions:
                 "the threshold is out of range",
                 where="threshold",
                 expected="a number from 0 to 1",
-                found=repr(self.threshold)[:80],
+                found=excerpt(self.threshold),
             )
 
 
@@ -132,7 +132,7 @@ def read_objects(row: Row, place: object) -> tuple[list[Any], list[list[float]]]
             "objects need as many boxes as categories, and each box four numbers",
             where=place,
             expected="bbox: [[x, y, width, height], ...], category: [label, ...]",
-            found=repr(row["objects"])[:80],
+            found=excerpt(row["objects"]),
         )
     return names, boxes
 

@@ -4,12 +4,12 @@ again.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...pack import Pack
+from ...paths import StrPath
 from ...tasks import Arrays, describe, require_chat
 from ...tasks.data import Picture
 from ..engine import LONGEST_POOL
@@ -31,10 +31,10 @@ class _Stopped(Exception):
 
 
 def chat(
-    bundle: str | os.PathLike[str],
+    bundle: StrPath,
     adapter: str | None = None,
     *,
-    packs: Sequence[Pack | str | os.PathLike[str]] = (),
+    packs: Sequence[Pack | StrPath] = (),
     system: str | None = None,
     provider: str | Device | None = None,
     **sampling: Any,

@@ -8,7 +8,6 @@ job that is stopped after a block and continued later gives the same bytes as an
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 from ...errors import AdapterpackError, ConfigError
 from ...pack import AUTO, Pack
+from ...paths import StrPath
 from ...tasks import OnePass, describe
 from ...tasks.data import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
 from ..engine import DecoderEngine, EncoderEngine, Engine, Event, Request
@@ -58,7 +58,7 @@ class RowOutcome:
 
 
 def row_runner(
-    bundle: str | os.PathLike[str],
+    bundle: StrPath,
     *,
     adapters: Sequence[str | Pack] = (),
     provider: str | Device | None = None,
@@ -79,7 +79,7 @@ def row_runner(
 
 
 def run(
-    bundle: str | os.PathLike[str],
+    bundle: StrPath,
     rows: Iterable[Row],
     *,
     adapters: Sequence[str | Pack] = (),

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers.decoders import DecodeStream
 
 from ...chat_templates.template import ChatTemplate, Message
-from ...errors import ConfigError, FormatError, StorageError, Unsupported
+from ...errors import ConfigError, FormatError, StorageError, Unsupported, excerpt
 from ...extras import needed_by
 from ...io import Json
 from ...library_errors import library_errors
@@ -173,7 +173,7 @@ class Tokenizer:
             if not text.isascii() and _HALF.search(text):
                 raise ConfigError(
                     "a text has half of a surrogate pair, which is no character",
-                    found=repr(text)[:80],
+                    found=excerpt(text),
                     remedy="write characters beyond U+FFFF as they are, or as two escapes",
                 )
         if self._slow is not None:
@@ -255,7 +255,7 @@ class Tokenizer:
         if not all(isinstance(content, str) for content in contents):
             raise ConfigError(
                 "the content of a message is a text where there is no chat template",
-                found=repr(contents)[:80],
+                found=excerpt(contents),
             )
         return self.encode(filled("\n".join(contents)))
 
@@ -310,7 +310,7 @@ class Tokenizer:
         text = value.get("content") if isinstance(value, dict) else value
         if not isinstance(text, str | None):
             raise FormatError(
-                "a special token is no text", where=f"{self._config}#{name}", found=repr(value)[:80]
+                "a special token is no text", where=f"{self._config}#{name}", found=excerpt(value)
             )
         return text or ""
 

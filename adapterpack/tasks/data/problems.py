@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigError, UnknownName, nearest
+from ...errors import ConfigError, UnknownName, excerpt, nearest
 from ...io import Config
 from .rows import Result
 from .scores import any_of, score_labels, score_value
@@ -140,7 +140,7 @@ def _label_names(values: Iterable[Any], where: Callable[[int], str]) -> list[str
             raise ConfigError(
                 "a label must be one text or whole number",
                 where=where(number),
-                found=repr(label)[:80],
+                found=excerpt(label),
                 remedy="problem_type: regression learns numbers, multi_label_classification lists of labels",
             )
         distinct.add(label)
@@ -166,7 +166,7 @@ def _sets(values: Sequence[Any], where: object) -> list[str]:
             raise ConfigError(
                 "the labels of a row must be a list",
                 where=f"{where}, row {number + 1}",
-                found=repr(value)[:80],
+                found=excerpt(value),
             )
     labels = _label_names((label for value in values for label in value), lambda _: str(where))
     if not labels:
@@ -185,7 +185,7 @@ def _numbers(values: Sequence[Any], where: object) -> list[str]:
             raise ConfigError(
                 "a regression learns numbers, and this is not one",
                 where=f"{where}, row {number + 1}",
-                found=repr(value)[:80],
+                found=excerpt(value),
             )
     return ["score"]
 

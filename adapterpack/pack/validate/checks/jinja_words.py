@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import nodes as n
@@ -30,60 +32,16 @@ EXPRESSIONS = (
     n.FloorDiv, n.Mod, n.Not, n.Neg, n.Pos, n.And, n.Or,
 )  # fmt: skip
 _LOADING = (n.Include, n.Import, n.FromImport, n.Extends)
-FUNCTIONS = frozenset({"dict", "namespace", "raise_exception", "range", "strftime_now"})
-METHODS = frozenset({
-    "append", "capitalize", "count", "cycle", "endswith", "find", "format", "get", "index", "isalnum",
-    "isalpha", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "isupper", "items", "join", "keys",
-    "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
-    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
-    "values",
-})  # fmt: skip
-FILTERS = frozenset({
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format",
-    "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
-    "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "sum",
-    "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
-})  # fmt: skip
-TESTS = frozenset({
-    "!=", "<", "<=", "==", ">", ">=", "boolean", "callable", "defined", "divisibleby", "eq", "equalto",
-    "escaped", "even", "false", "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le",
-    "lessthan", "lower", "lt", "mapping", "ne", "none", "number", "odd", "sameas", "sequence", "string",
-    "true", "undefined", "upper",
-})  # fmt: skip
-_MAPPED = FILTERS - {
-    "format",
-    "indent",
-    "join",
-    "map",
-    "replace",
-    "reject",
-    "rejectattr",
-    "select",
-    "selectattr",
-    "truncate",
+_WORDS = {
+    name: frozenset(words)
+    for name, words in tomllib.loads((Path(__file__).parent / "jinja_words.toml").read_text("utf-8")).items()
 }
+FUNCTIONS, METHODS, FILTERS, TESTS = (_WORDS[name] for name in ("functions", "methods", "filters", "tests"))
+_MAPPED = FILTERS - _WORDS["not_mapped"]
 """Filters whose names may be passed to ``map``."""
 _BY_NAME = {"reject": TESTS, "select": TESTS, "map": _MAPPED}
 _ATTRIBUTES = frozenset({"rejectattr", "selectattr"})
 """Filters whose first argument is the name of an attribute and whose second is the name of a test."""
-_INTERNAL = frozenset(
-    {
-        "mro",
-        "format_map",
-        "globals",
-        "func_globals",
-        "gi_frame",
-        "gi_code",
-        "cr_frame",
-        "cr_code",
-        "ag_frame",
-        "ag_code",
-        "f_globals",
-        "f_builtins",
-        "tb_frame",
-    }
-)
-_GLOBALS = frozenset({"self", "cycler", "joiner", "lipsum", "caller", "varargs", "kwargs"})
 _PLAIN_FORMAT = {
     "filter": re.compile(r"(?:[^%]|%[sd%])*"),
     "method": re.compile(r"(?:[^{}]|\{\{|\}\}|\{\w{0,40}\})*"),
@@ -161,7 +119,7 @@ def _constant(node: Any, _: set[str]) -> str | None:
 
 
 def _name(node: Any, _: set[str]) -> str | None:
-    return f"the template uses '{node.name}'" if node.name in _GLOBALS else None
+    return f"the template uses '{node.name}'" if node.name in _WORDS["globals"] else None
 
 
 def _loop(node: Any, _: set[str]) -> str | None:
@@ -173,7 +131,7 @@ def _test(node: Any, _: set[str]) -> str | None:
 
 
 def _is_internal(name: Any) -> bool:
-    return not isinstance(name, str) or name.startswith("_") or name in _INTERNAL
+    return not isinstance(name, str) or name.startswith("_") or name in _WORDS["internal"]
 
 
 def _item(node: Any, _: set[str]) -> str | None:
