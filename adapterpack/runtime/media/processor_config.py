@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,50 +22,31 @@ _LARGEST = 1 << 13
 """The longest edge that a configuration may set, in pixels."""
 _FILTERS = range(6)
 """Pillow's numbers of resampling filters, which configurations use."""
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _BOTH, _SHORT = {"height", "width"}, {"shortest_edge"}
 _EDGES = {"shortest_edge", "longest_edge"}
-_SHORTEST = {"shortest_edge": 224}
-_SQUARE = {"height": 224, "width": 224}
-_USUAL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+_TABLES = tomllib.loads((Path(__file__).parent / "processors.toml").read_text("utf-8"))
 
 
-def _kind(
-    resample: int,
-    moments: Any,
-    size: Mapping[str, int],
-    crop: Mapping[str, int] | None = None,
-    square: bool = True,
-) -> Json:
+def _kinds(processors: Sequence[Json]) -> dict[str, Json]:
+    """Returns the settings of processors by their names."""
     return {
-        **_USUAL,
-        "resample": resample,
-        "image_mean": moments[0],
-        "image_std": moments[1],
-        "size": size,
-        "square": square,
-        "do_center_crop": crop is not None,
-        "crop_size": crop,
+        name: {
+            **_TABLES["usual"],
+            **_TABLES["moments"][kind["moments"]],
+            "rescale_factor": 1 / 255,
+            "do_center_crop": "crop_size" in kind,
+            "crop_size": None,
+            **kind,
+        }
+        for kind in processors
+        for name in kind["names"]
     }
 
 
-_KINDS: dict[str, Json] = {
-    "CLIPImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
-    "LlavaImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
-    "BitImageProcessor": _kind(3, _CLIP, _SHORTEST, _SQUARE, square=False),
-    "ViTImageProcessor": _kind(2, _HALF, _SQUARE),
-    "DeiTImageProcessor": _kind(3, _HALF, {"height": 256, "width": 256}, _SQUARE),
-    "SiglipImageProcessor": _kind(3, _HALF, _SQUARE, square=False),
-    "BlipImageProcessor": _kind(3, _CLIP, {"height": 384, "width": 384}),
-}
-"""Processors that only resize, crop, rescale and normalize, with the defaults of each for keys that its file
-leaves out.
-
-``square``: a size that is a single number is the length of both edges, not of the shorter edge.
-"""
-
-
+_KINDS = _kinds(_TABLES["plain"])
+"""Processors that only resize, crop, rescale and normalize."""
+_MORE = _kinds(_TABLES["further"])
+"""Further processors, of which some have a way of their own to resize (``resize``)."""
 Resize = Callable[[int, int], tuple[int, int]]
 """(height, width) -> height and width after resizing."""
 
@@ -99,39 +81,7 @@ def _down_to_multiples(config: Config) -> Resize:
 
 _ODD = ("do_pad", "pad_size", "keep_aspect_ratio", "ensure_multiple_of")
 """Settings that are only known as a processor's defaults have them."""
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_DETECTOR = {
-    **_kind(2, _IMAGENET, {"shortest_edge": 800, "longest_edge": 1333}),
-    "resize": _between_edges,
-    "do_pad": True,
-}
-_MORE: dict[str, Json] = {
-    **dict.fromkeys(
-        ("DetrImageProcessor", "ConditionalDetrImageProcessor", "DeformableDetrImageProcessor"), _DETECTOR
-    ),
-    "YolosImageProcessor": {**_DETECTOR, "multiple": 16},
-    "RTDetrImageProcessor": {
-        **_DETECTOR,
-        "size": {"height": 640, "width": 640},
-        "do_normalize": False,
-        "do_pad": False,
-    },
-    "DPTImageProcessor": {
-        **_kind(3, _HALF, {"height": 384, "width": 384}),
-        "ensure_multiple_of": 1,
-    },
-    "SegformerImageProcessor": _kind(2, _IMAGENET, {"height": 512, "width": 512}),
-    "BeitImageProcessor": _kind(3, _HALF, _SQUARE),
-    "GLPNImageProcessor": {
-        **_kind(2, _HALF, {}),
-        "resize": _down_to_multiples,
-        "size_divisor": 32,
-        "do_normalize": False,
-    },
-}
-"""Further processors. ``resize`` says how sizes follow from a configuration, if not by ``size``. ``do_pad``:
-the processor pads pictures to the largest of a batch, so one alone as it is.
-"""
+_RESIZES = {"between edges": _between_edges, "down to multiples": _down_to_multiples}
 
 
 class Preparation(NamedTuple):
@@ -246,7 +196,7 @@ def preparation(folder: Path) -> Preparation:
         for key in {"size_divisor"} & config.keys():
             read(key, f"1 to {_LARGEST}", lambda number: type(number) is int and 0 < number <= _LARGEST)
         config["size"] = read_size("size", _BOTH, _EDGES) if config["size"] else {}
-        resized = config["resize"](config)
+        resized = _RESIZES[config["resize"]](config)
     size = read_size("size", _BOTH, _SHORT) if config["do_resize"] and resized is None else {}
     crop = read_size("crop_size", _BOTH) if config["do_center_crop"] else {}
     mean, std = (
