@@ -13,45 +13,14 @@ from ....base import Checkpoint, Verdict, chat_template_of, compatibility, quant
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from .context import Budget, Subject
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-ANOTHER = CheckRule(
-    "AP701",
-    "error",
-    "The named base is the one that the pack was made for, or a variant that it declares.",
-    "use the base that the pack names",
-    BaseMismatch,
-)
-TOKENIZER = CheckRule(
-    "AP702",
-    "error",
-    "The base's tokenizer and chat template have the digests that the pack was trained with.",
-    "use the tokenizer that the pack names",
-)
-TIED = CheckRule(
-    "AP703",
-    "warning",
-    "Where the base ties its embeddings and its head, the pack does not change one of them alone.",
-    "merge with care: the tied partner changes as well, or the tie is broken",
-)
-SHARE = CheckRule(
-    "AP704",
-    "warning",
-    "The pack has at most half as many parameters as its base.",
-    "check that this is an adapter and not a model",
-)
-DIFFERS = CheckRule(
-    "AP705",
-    "warning",
-    "A chat template that the pack carries is the base's own.",
-    "read the difference before you use the pack",
-)
-QUANTIZED = CheckRule(
-    "AP706",
-    "warning",
-    "The base is quantized as it was when the pack was trained.",
-    "load it as the pack was trained, or measure what the adapter gives on it",
-)
+ANOTHER = check_rule("AP701", BaseMismatch)
+TOKENIZER = check_rule("AP702")
+TIED = check_rule("AP703")
+SHARE = check_rule("AP704")
+DIFFERS = check_rule("AP705")
+QUANTIZED = check_rule("AP706")
 
 _TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_tokens.json"}
 _HEADS, _EMBEDDINGS = (

@@ -13,45 +13,15 @@ from ....errors import AdapterpackError, FormatError
 from ....manifest import FEATURE, method_of
 from ....manifest import manifest as m
 from .context import Subject, group_pointer
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-SAID = CheckRule(
-    "AP911",
-    "error",
-    "A pack says in must_understand that it is composed if and only if it is.",
-    "compose the packs again",
-)
-TREE = CheckRule(
-    "AP912",
-    "error",
-    "A tree of composition has known kinds of nodes with settings that they can use, within the limits.",
-    "compose the packs again",
-)
-MEMBERS = CheckRule(
-    "AP913",
-    "error",
-    "The leaves of a tree name the members of the pack, each at least once, and no other.",
-    "compose the packs again",
-)
-TOGETHER = CheckRule(
-    "AP914",
-    "error",
-    "Every member's method is known and can be part of the tree.",
-    "update adapterpack, or compose the packs again",
-)
-PARENTS = CheckRule(
-    "AP915",
-    "error",
-    "The members of a composed pack are among its ancestors, where it has a lineage.",
-    "compose the packs again",
-)
-UNUSED = CheckRule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
-DERIVED = CheckRule(
-    "AP917",
-    "error",
-    "What a node holds that follows from its members is what follows from them.",
-    "compose the packs again",
-)
+SAID = check_rule("AP911")
+TREE = check_rule("AP912")
+MEMBERS = check_rule("AP913")
+TOGETHER = check_rule("AP914")
+PARENTS = check_rule("AP915")
+UNUSED = check_rule("AP916")
+DERIVED = check_rule("AP917")
 
 _RELATIVE = 1e-4
 """Relative to a direction of length one. Members in half precision are rounded, which changes a direction of

@@ -4,6 +4,8 @@ validation.
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import NamedTuple
 
 from ....base import Verdict
@@ -47,14 +49,14 @@ class Finding(NamedTuple):
 
 
 class CheckRule(NamedTuple):
-    """A rule: a stable id, the severity of a breach, what must hold, what to do about a breach, and the error
+    """A rule: a stable id, what must hold, what to do about a breach, how severe one is, and the error
     that loading raises.
     """
 
     id: str
-    severity: str
     holds: str
     fix: str
+    severity: str = "error"
     error: type[AdapterpackError] = FormatError
 
     def at(
@@ -79,6 +81,14 @@ class CheckRule(NamedTuple):
             pointer,
             offset,
         )
+
+
+_TABLE = tomllib.loads((Path(__file__).parent / "rules.toml").read_text("utf-8"))
+
+
+def check_rule(name: str, error: type[AdapterpackError] = FormatError) -> CheckRule:
+    """Returns the rule with this id, as ``rules.toml`` has it."""
+    return CheckRule(name, error=error, **_TABLE[name])
 
 
 class Report(NamedTuple):

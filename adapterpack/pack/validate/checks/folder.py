@@ -13,32 +13,15 @@ from ....manifest import Outline
 from ....manifest import manifest as m
 from ...pack import MUTABLE
 from .context import Budget
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-REGULAR = CheckRule(
-    "AP101",
-    "error",
-    "Only regular files lie in the folder: no links, folders, pipes or devices.",
-    "remove it",
-)
-UNLISTED = CheckRule(
-    "AP102", "error", "Every file is in the manifest's closed list.", "remove it, or pack the adapter again"
-)
-MISSING = CheckRule("AP103", "error", "Every listed file is there.", "fetch the pack again")
-SIZE = CheckRule("AP104", "error", "Every listed file has the listed size.", "fetch the pack again")
-DIGEST = CheckRule("AP105", "error", "Every listed file has the listed sha256.", "fetch the pack again")
-FORBIDDEN = CheckRule(
-    "AP106",
-    "error",
-    "No file is of a kind that can run or hold code: pickles, scripts, libraries, archives, pages.",
-    "remove it; weights are stored as safetensors only",
-)
-MAGIC = CheckRule(
-    "AP107",
-    "error",
-    "No file begins like an executable, a pickle, an archive, a script or a page, whatever its name.",
-    "remove it; do not open it",
-)
+REGULAR = check_rule("AP101")
+UNLISTED = check_rule("AP102")
+MISSING = check_rule("AP103")
+SIZE = check_rule("AP104")
+DIGEST = check_rule("AP105")
+FORBIDDEN = check_rule("AP106")
+MAGIC = check_rule("AP107")
 
 FORBIDDEN_SUFFIXES = frozenset({
     ".7z", ".bat", ".bin", ".bz2", ".ckpt", ".class", ".cmd", ".dill", ".dll", ".dylib", ".exe", ".gguf",

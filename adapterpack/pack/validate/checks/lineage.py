@@ -6,22 +6,12 @@ from collections.abc import Iterator
 
 from ...lineage import MAX_DEPTH, depths
 from .context import Subject
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-CYCLE = CheckRule("AP901", "error", "No pack is among its own ancestors.", "pack the adapter again")
-DEPTH = CheckRule(
-    "AP902",
-    "error",
-    "The lineage is at most 8 generations deep.",
-    "leave out the ancestors that lie further back",
-)
-STRAY = CheckRule("AP903", "error", "Every ancestor is one of a parent.", "pack the adapter again")
-NOTHING = CheckRule(
-    "AP904",
-    "error",
-    "A lineage names parents, or the format that the pack was converted from.",
-    "leave the lineage out",
-)
+CYCLE = check_rule("AP901")
+DEPTH = check_rule("AP902")
+STRAY = check_rule("AP903")
+NOTHING = check_rule("AP904")
 
 
 def lineage(s: Subject) -> Iterator[Finding]:

@@ -15,29 +15,12 @@ from ....peft.options import unknown_sentence
 from ...files import METADATA
 from ...pack import FILE_ROLES, TEMPLATE
 from .context import Subject
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-FACE = CheckRule(
-    "AP601", "error", "PEFT would read from the folder what the manifest says.", "pack the adapter again"
-)
-LIST = CheckRule(
-    "AP602",
-    "error",
-    "The file list is the one that such a pack has, each file in its role.",
-    "pack the adapter again",
-)
-READERS = CheckRule(
-    "AP603",
-    "error",
-    "The reference reader of safetensors reads the same tensors (asked with full).",
-    "pack the adapter again",
-)
-OPTION = CheckRule(
-    "AP604",
-    "warning",
-    "A folder that PEFT wrote has no option that is not known, even where it is off.",
-    "update adapterpack, or compare the outputs with PEFT's",
-)
+FACE = check_rule("AP601")
+LIST = check_rule("AP602")
+READERS = check_rule("AP603")
+OPTION = check_rule("AP604")
 
 _SECOND = "the second reader"
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ....errors import AdapterpackError
-from .finding import CheckRule, Finding
+from .finding import CheckRule, Finding, check_rule
 
-CHECK = CheckRule("AP000", "error", "Every check can be made to its end.", "pack the adapter again")
-UNREADABLE = CheckRule(
-    "AP001",
-    "error",
-    "The manifest, the tensor file and the PEFT configuration can be read: format, version, schema, limits.",
-    "fetch the pack again",
-)
+CHECK = check_rule("AP000")
+UNREADABLE = check_rule("AP001")
 
 
 def unreadable(error: AdapterpackError, folder: Path, rule: CheckRule = UNREADABLE) -> Finding:

@@ -10,21 +10,11 @@ from typing import Any
 from ....errors import FormatError
 from ....io import strict_json
 from .context import Budget, Subject
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 from .walk import texts_in, walk
 
-CODE = CheckRule(
-    "AP110",
-    "error",
-    "No JSON holds a key that makes a library import or fetch code.",
-    "remove the key, or do not use this adapter",
-)
-PATH = CheckRule(
-    "AP111",
-    "error",
-    "No path in the JSON is absolute, leaves the folder, or is a URL.",
-    "name a repository, or nothing",
-)
+CODE = check_rule("AP110")
+PATH = check_rule("AP111")
 
 KEYS: dict[str, tuple[Any, ...]] = {
     "auto_map": (),

@@ -15,45 +15,18 @@ from ....manifest import manifest as m
 from ...expansion_limit import require_limit
 from ...pack import SHARED, site_of
 from .context import Subject, group_pointer, quantized_numbers, tensor_pointer
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-TWICE = CheckRule("AP401", "error", "No two groups have the same path.", "pack the adapter again")
-NO_GROUP = CheckRule(
-    "AP402", "error", "Every tensor belongs to a group and to the tensor file.", "pack the adapter again"
-)
-SHAPES = CheckRule(
-    "AP403",
-    "error",
-    "Every group has all tensors that its method needs, of shapes that pair up.",
-    "pack the adapter again",
-)
-EXTRA = CheckRule(
-    "AP404", "error", "No group has a tensor that its method does not know.", "pack the adapter again"
-)
-KIND = CheckRule(
-    "AP405", "error", "Every site is of a kind that the method can adapt.", "pack the adapter again"
-)
-RANK_LARGE = CheckRule(
-    "AP406",
-    "warning",
-    "The rank of a low-rank site is at most the smaller of its two sizes.",
-    "resize the adapter: a larger rank only costs",
-)
-POSITIONS = CheckRule(
-    "AP407", "error", "All sites act at the same positions of a row.", "pack the adapter again"
-)
-BOUNDED = CheckRule(
-    "AP408",
-    "error",
-    "What the methods make at the sites is at most 16 times what the pack stores and the weights there hold.",
-    "pack the adapter again, with a smaller rank",
-)
-SCALE = CheckRule(
-    "AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again"
-)
-RANK = CheckRule(
-    "AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again"
-)
+TWICE = check_rule("AP401")
+NO_GROUP = check_rule("AP402")
+SHAPES = check_rule("AP403")
+EXTRA = check_rule("AP404")
+KIND = check_rule("AP405")
+RANK_LARGE = check_rule("AP406")
+POSITIONS = check_rule("AP407")
+BOUNDED = check_rule("AP408")
+SCALE = check_rule("AP501")
+RANK = check_rule("AP502")
 _UNKNOWN = 1 << 31
 """Stands for a width that the pack does not contain; wider than any layer."""
 

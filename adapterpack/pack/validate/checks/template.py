@@ -10,43 +10,14 @@ from collections.abc import Iterator
 
 from ...pack import TEMPLATE
 from .context import Budget, Subject
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-PARSE = CheckRule(
-    "AP851", "error", "A chat template is Jinja that parses, of at most 64 KiB.", "repair the template"
-)
-NAMES = CheckRule(
-    "AP852",
-    "error",
-    "A template touches no internal attribute, and uses only the filters, tests, functions and methods "
-    "that chats need.",
-    "remove it; do not render the template",
-)
-STATEMENTS = CheckRule(
-    "AP853",
-    "error",
-    "A template includes, imports and extends nothing, and has no statements but those that chats need.",
-    "remove it; do not render the template",
-)
-COST = CheckRule(
-    "AP854",
-    "error",
-    "What a template does and writes is in proportion to the chat: it counts no further than 10,000, "
-    "and no text doubles itself.",
-    "remove it",
-)
-DIGEST = CheckRule(
-    "AP855",
-    "error",
-    "A template that the pack carries has the digest that the manifest's tokenizer names.",
-    "pack the adapter again",
-)
-LITERAL = CheckRule(
-    "AP856",
-    "warning",
-    "A template holds no address and no long encoded text.",
-    "read the template before you use the pack",
-)
+PARSE = check_rule("AP851")
+NAMES = check_rule("AP852")
+STATEMENTS = check_rule("AP853")
+COST = check_rule("AP854")
+DIGEST = check_rule("AP855")
+LITERAL = check_rule("AP856")
 
 MAX_TEMPLATE = 64 << 10
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{80,}={0,2}")

@@ -4,7 +4,9 @@ costs more than its chat exceeds the limits there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from jinja2 import nodes as n
 
@@ -14,43 +16,14 @@ from ....io import Json
 from ....sandbox.sandbox import OutOfLimits
 from .jinja_words import FUNCTIONS
 
-_ARGUMENTS = {"town": "Bern", "days": [1, 2], "units": {"degrees": "C"}}
-_CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": _ARGUMENTS}}
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a town.",
-        "parameters": {
-            "type": "object",
-            "required": ["town"],
-            "properties": {
-                "town": {"type": "string", "description": "Its name."},
-                "days": {"type": "array", "items": {"type": "integer"}},
-                "units": {
-                    "type": "object",
-                    "properties": {"degrees": {"type": "string", "enum": ["C", "F"]}},
-                },
-            },
-        },
-    },
-}
-_TURN: list[Json] = [
-    {"role": "user", "content": "9999999999 %9999999999d {:9999999999}"},
-    {"role": "assistant", "content": "It is dry."},
-]
-"""Contents that are also a number, and formats with a huge width."""
-_CALLED: list[Json] = [
-    {"role": "user", "content": "How is the weather?"},
-    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-    {"role": "tool", "content": "dry", "tool_call_id": "call00001", "name": "weather"},
-]
-_SYSTEM: list[Json] = [{"role": "system", "content": "Be brief."}]
+_CHAT = json.loads((Path(__file__).parent / "sample_chat.json").read_text("utf-8"))
+_SYSTEM, _TURN, _CALLED = (_CHAT[name] for name in ("system", "turn", "called"))
+"""Messages; the contents of a turn are also a number, and formats with a huge width."""
 _TOKENS = {name: f"<{name}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
 _SAMPLES: tuple[tuple[list[Json], Json], ...] = (
     (_SYSTEM + _TURN * 32, _TOKENS),
     (_TURN * 32, _TOKENS),  # some models have no system message
-    (_SYSTEM + (_CALLED + _TURN[1:]) * 16, {**_TOKENS, "tools": [_TOOL] * 2}),
+    (_SYSTEM + (_CALLED + _TURN[1:]) * 16, {**_TOKENS, "tools": [_CHAT["tool"]] * 2}),
 )
 """Long enough that output which doubles with each message exceeds any memory."""
 

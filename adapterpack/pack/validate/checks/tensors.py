@@ -11,32 +11,16 @@ from ....manifest import PACKED
 from ...quantized_tensors import overflows, problem
 from . import folder
 from .context import Subject, tensor_pointer
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 from .values import NONFINITE
 
-MISSING = CheckRule(
-    "AP201", "error", "Every tensor that the manifest lists is in the file.", "fetch the pack again"
-)
-UNLISTED = CheckRule("AP202", "error", "Every tensor of the file is in the manifest.", "fetch the pack again")
-SHAPE = CheckRule(
-    "AP203", "error", "Every tensor has the dtype and shape of the manifest.", "pack the adapter again"
-)
-DIGEST = CheckRule(
-    "AP204", "error", "The bytes of every tensor have the sha256 of the manifest.", "fetch the pack again"
-)
-SCALES = CheckRule(
-    "AP205",
-    "error",
-    "Every tensor in codes has the bytes and the scales that they take.",
-    "quantize the pack again",
-)
-STRAY_SCALES = CheckRule("AP206", "error", "Scales belong to an int8 tensor.", "quantize the pack again")
-QUANTIZED = CheckRule(
-    "AP207",
-    "error",
-    "The manifest says that the pack is quantized if and only if it is.",
-    "quantize the pack again",
-)
+MISSING = check_rule("AP201")
+UNLISTED = check_rule("AP202")
+SHAPE = check_rule("AP203")
+DIGEST = check_rule("AP204")
+SCALES = check_rule("AP205")
+STRAY_SCALES = check_rule("AP206")
+QUANTIZED = check_rule("AP207")
 
 
 def tensor_index(s: Subject) -> Iterator[Finding]:

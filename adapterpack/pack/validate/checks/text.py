@@ -11,30 +11,13 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from .context import Subject
-from .finding import CheckRule, Finding
+from .finding import CheckRule, Finding, check_rule
 from .walk import texts_in, walk
 
-URL = CheckRule(
-    "AP801",
-    "error",
-    "Every address is https, without a user name, and not of a private or local host.",
-    "use a public https address",
-)
-LOOKALIKE = CheckRule(
-    "AP802",
-    "warning",
-    "No repository's owner is one letter away from a well-known one.",
-    "check whose repository it is",
-)
-REPO = CheckRule(
-    "AP803",
-    "error",
-    "The name of a repository is OWNER/NAME or NAME.",
-    "pack the adapter again with the base's right name",
-)
-BIDI = CheckRule(
-    "AP804", "error", "No text holds characters that reverse or hide other text.", "remove the characters"
-)
+URL = check_rule("AP801")
+LOOKALIKE = check_rule("AP802")
+REPO = check_rule("AP803")
+BIDI = check_rule("AP804")
 
 OWNERS = (
     "01-ai", "BAAI", "CohereLabs", "EleutherAI", "FacebookAI", "HuggingFaceTB", "Qwen", "THUDM", "allenai",

@@ -12,33 +12,12 @@ import numpy as np
 from ....errors import NonFinite
 from ....io import FLOATS, TENSORS, all_finite, dtype_name
 from .context import Budget, Subject, group_pointer, quantized_numbers
-from .finding import CheckRule, Finding
+from .finding import Finding, check_rule
 
-NONFINITE = CheckRule(
-    "AP301",
-    "error",
-    "No tensor holds NaN or infinity.",
-    "train again in float32 or with a lower learning rate",
-    NonFinite,
-)
-NO_EFFECT = CheckRule(
-    "AP302",
-    "warning",
-    "No tensor of an adapted site is all zero: the adapter would have no effect there.",
-    "check that training reached it",
-)
-HUGE = CheckRule(
-    "AP303",
-    "warning",
-    "No value of a float tensor is larger than 1e4.",
-    "check that training did not diverge",
-)
-OVERFLOW = CheckRule(
-    "AP304",
-    "warning",
-    "The fused change of a site, scale times the product of its factors, stays within float16.",
-    "serve it in float32 or bfloat16, or check that training did not diverge",
-)
+NONFINITE = check_rule("AP301", NonFinite)
+NO_EFFECT = check_rule("AP302")
+HUGE = check_rule("AP303")
+OVERFLOW = check_rule("AP304")
 
 LARGEST = 1e4
 _BLOCK = 1 << 20
