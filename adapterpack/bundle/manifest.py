@@ -8,6 +8,7 @@ descriptions in ``schemas/bundle.v1.json``.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping
@@ -427,37 +428,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
 
 _IN_FULL = {"depth": "full"}
 _NO_CANARIES: Json = {"replayed": {}, "not_replayed": {}}
-OPTIONAL: Mapping[str, Mapping[str, Any]] = {
-    "Bundle": {
-        "io": {},
-        "io_before": {},
-        "target": "ort",
-        "pooling": "mean",
-        "padding": "left",
-        "dtype": "float32",
-        "in_place": False,
-        "decoder": False,
-        "compensation": None,
-        "base_problem": ONE.name,
-    },
-    "Base": {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
-    "MappedSite": {
-        "labels": 0,
-        "entry": None,
-        "ranks": {},
-        "positional": False,
-        "part": MAIN,
-        "flat": False,
-        "kind": "linear",
-        "at": 0,
-        "members": [],
-        "heads": None,
-        "dtype": "float32",
-        "head": None,
-        "stack": 1,
-    },
-    "GraphSignature": {"inputs": [], "outputs": [], "slots": []},
-}
+OPTIONAL: Mapping[str, Json] = json.loads((Path(__file__).parent / "optional_fields.json").read_text("utf-8"))
 """Part of a manifest -> the fields that older bundles may lack, with their values in that case."""
 
 

@@ -7,7 +7,9 @@ know: whatever must not be ignored is named in ``must_understand``, which is che
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import FormatError, Unsupported, excerpt
@@ -27,38 +29,13 @@ class Upgrade(NamedTuple):
     fields: Mapping[tuple[str, ...], Mapping[str, Any]]
 
 
-STEPS: dict[str, Upgrade] = {
-    "1.0": Upgrade(
-        "1.1",
-        "authors and time, more of the base, tokenizer digests, the base's quantization, and details of "
-        "lineage and license",
-        {
-            (): {
-                "tokenizer": None,
-                "base_quantization": None,
-                "base_license": None,
-                "license_link": None,
-                "license_sha256": None,
-            },
-            ("pack",): {"authors": [], "created": None},
-            ("base",): {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
-            ("lineage",): {"tool": None, "seed": None, "source_format": None, "ancestors": {}},
-            ("lineage", "parents", EACH): {"repo": None, "commit": None},
-        },
-    ),
-    "1.1": Upgrade(
-        "1.2",
-        "the composition, a group's own method, and canaries of images and of decoders",
-        {
-            (): {"composition": None},
-            ("groups", EACH): {"method": None},
-            ("canary",): {"decoder_input_ids": None, "pixels": None},
-        },
-    ),
-    "1.2": Upgrade("1.3", "canaries of speech", {("canary",): {"features": None}}),
-    "1.3": Upgrade(
-        "1.4", "the manifest's digest of itself, which an older one does without", {(): {"integrity": None}}
-    ),
+STEPS = {
+    version: Upgrade(
+        step["to"],
+        step["adds"],
+        {tuple(filter(None, place.split("/"))): fields for place, fields in step["fields"].items()},
+    )
+    for version, step in json.loads((Path(__file__).parent / "migrations.json").read_text("utf-8")).items()
 }
 """Version -> the step that upgrades it."""
 
