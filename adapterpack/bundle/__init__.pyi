@@ -27,7 +27,6 @@ from .manifest import ADAPTER_IDS as ADAPTER_IDS
 from .manifest import ADAPTER_POSITIONS as ADAPTER_POSITIONS
 from .manifest import ADDED as ADDED
 from .manifest import ENCODED as ENCODED
-from .manifest import FILE_NAME as FILE_NAME
 from .manifest import GRAPH as GRAPH
 from .manifest import MODES as MODES
 from .manifest import PAST as PAST

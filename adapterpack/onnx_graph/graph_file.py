@@ -23,20 +23,12 @@ if TYPE_CHECKING:
     import onnx
 
 DTYPES: dict[int, np.dtype[Any]] = {
-    1: np.dtype(np.float32),
-    2: np.dtype(np.uint8),
-    3: np.dtype(np.int8),
-    4: np.dtype(np.uint16),
-    5: np.dtype(np.int16),
-    6: np.dtype(np.int32),
-    7: np.dtype(np.int64),
-    9: np.dtype(np.bool_),
-    10: np.dtype(np.float16),
-    11: np.dtype(np.float64),
-    12: np.dtype(np.uint32),
-    13: np.dtype(np.uint64),
-    16: np.dtype(ml_dtypes.bfloat16),
-}
+    code: np.dtype(kind)
+    for code, kind in {
+        1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64,
+        9: np.bool_, 10: np.float16, 11: np.float64, 12: np.uint32, 13: np.uint64, 16: ml_dtypes.bfloat16,
+    }.items()
+}  # fmt: skip
 """TensorProto.DataType -> numpy dtype, for types of whole bytes."""
 FLOATS = frozenset(DTYPES[code] for code in (1, 10, 11, 16))
 _EXTERNAL = 1

@@ -83,12 +83,17 @@ class CheckRule(NamedTuple):
         )
 
 
-_TABLE = tomllib.loads((Path(__file__).parent / "rules.toml").read_text("utf-8"))
+def read_table(name: str) -> Json:
+    """Returns a table of this folder."""
+    return tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text("utf-8"))
+
+
+_RULES = read_table("rules")
 
 
 def check_rule(name: str, error: type[AdapterpackError] = FormatError) -> CheckRule:
     """Returns the rule with this id, as ``rules.toml`` has it."""
-    return CheckRule(name, error=error, **_TABLE[name])
+    return CheckRule(name, error=error, **_RULES[name])
 
 
 class Report(NamedTuple):

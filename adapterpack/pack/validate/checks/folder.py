@@ -13,7 +13,7 @@ from ....manifest import Outline
 from ....manifest import manifest as m
 from ...pack import MUTABLE
 from .context import Budget
-from .finding import Finding, check_rule
+from .finding import Finding, check_rule, read_table
 
 REGULAR = check_rule("AP101")
 UNLISTED = check_rule("AP102")
@@ -23,12 +23,7 @@ DIGEST = check_rule("AP105")
 FORBIDDEN = check_rule("AP106")
 MAGIC = check_rule("AP107")
 
-FORBIDDEN_SUFFIXES = frozenset({
-    ".7z", ".bat", ".bin", ".bz2", ".ckpt", ".class", ".cmd", ".dill", ".dll", ".dylib", ".exe", ".gguf",
-    ".gz", ".h5", ".htm", ".html", ".ipynb", ".jar", ".joblib", ".js", ".keras", ".msi", ".npy", ".npz",
-    ".pickle", ".pkl", ".ps1", ".pt", ".pth", ".py", ".pyc", ".pyd", ".rar", ".sh", ".so", ".svg", ".tar",
-    ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
-})  # fmt: skip
+FORBIDDEN_SUFFIXES = frozenset(read_table("known_names")["forbidden_suffixes"])
 TRAINER_STATE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state(_[0-9]{1,6})?)\.(pt|pth|bin)"
 )

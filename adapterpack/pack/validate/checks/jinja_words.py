@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import nodes as n
 
+from .finding import read_table
+
 MAX_DEPTH = 150
 """How deeply a template's statements and expressions may be nested; a chain of as many sums also counts."""
 
-STATEMENTS = (
-    n.Template,
-    n.Output,
-    n.TemplateData,
-    n.For,
-    n.If,
-    n.Macro,
-    n.Assign,
-    n.AssignBlock,
-    n.With,
-    n.Break,
-    n.Continue,
+_WORDS = {name: frozenset(words) for name, words in read_table("jinja_words").items()}
+_NODES, _LOADING = (
+    tuple(getattr(n, name) for name in sorted(_WORDS[kind])) for kind in ("nodes", "loading_nodes")
 )
-EXPRESSIONS = (
-    n.Name, n.NSRef, n.Const, n.Tuple, n.List, n.Dict, n.Pair, n.Keyword, n.CondExpr, n.Filter, n.Test,
-    n.Call, n.Getitem, n.Getattr, n.Slice, n.Concat, n.Compare, n.Operand, n.Add, n.Sub, n.Mul, n.Div,
-    n.FloorDiv, n.Mod, n.Not, n.Neg, n.Pos, n.And, n.Or,
-)  # fmt: skip
-_LOADING = (n.Include, n.Import, n.FromImport, n.Extends)
-_WORDS = {
-    name: frozenset(words)
-    for name, words in tomllib.loads((Path(__file__).parent / "jinja_words.toml").read_text("utf-8")).items()
-}
 FUNCTIONS, METHODS, FILTERS, TESTS = (_WORDS[name] for name in ("functions", "methods", "filters", "tests"))
 _MAPPED = FILTERS - _WORDS["not_mapped"]
 """Filters whose names may be passed to ``map``."""
@@ -92,7 +73,7 @@ def word_problems(nodes: Iterable[Any]) -> Iterator[Word]:
     nodes = list(nodes)
     macros = {node.name for node in nodes if isinstance(node, n.Macro)}
     for node in nodes:
-        if not isinstance(node, STATEMENTS + EXPRESSIONS):
+        if not isinstance(node, _NODES):
             kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).lower()
             said = f"the template uses what chats do not need: {kind}"
             yield Word(node.lineno, said, isinstance(node, _LOADING), statement=isinstance(node, n.Stmt))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from .context import Subject
-from .finding import CheckRule, Finding, check_rule
+from .finding import CheckRule, Finding, check_rule, read_table
 from .walk import texts_in, walk
 
 URL = check_rule("AP801")
@@ -19,13 +19,7 @@ LOOKALIKE = check_rule("AP802")
 REPO = check_rule("AP803")
 BIDI = check_rule("AP804")
 
-OWNERS = (
-    "01-ai", "BAAI", "CohereLabs", "EleutherAI", "FacebookAI", "HuggingFaceTB", "Qwen", "THUDM", "allenai",
-    "apple", "bigscience", "databricks", "deepseek-ai", "distilbert", "facebook", "google", "google-bert",
-    "huggingface", "ibm-granite", "internlm", "intfloat", "meta-llama", "microsoft", "mistralai",
-    "moonshotai", "nomic-ai", "nvidia", "openai", "openai-community", "sentence-transformers", "stabilityai",
-    "tiiuae", "unsloth", "zai-org",
-)  # fmt: skip
+OWNERS: tuple[str, ...] = tuple(read_table("known_names")["owners"])
 _FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "_": "-", ".": "-"})
 _SCHEME = frozenset(string.ascii_letters + string.digits + "+.-")
 _BEGINS = re.compile(r"://|\b(?:javascript|data|file|vbscript):(?=[^\s<>\"'])", re.IGNORECASE)
