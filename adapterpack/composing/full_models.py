@@ -35,7 +35,7 @@ from ..io import (
 )
 from ..io.safetensors import plan
 from ..lowrank import RowBlocks, Term
-from ..merging.checkpoint.arguments import require_outside
+from ..merging.checkpoint import require_outside
 from ..merging.checkpoint.config import plain_config
 from ..merging.checkpoint.layout import Item, Shard, index
 from ..merging.checkpoint.stream import create_files

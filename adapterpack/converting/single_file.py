@@ -7,8 +7,8 @@ from typing import Any
 
 from ..errors import AdapterpackError, ConfigError
 from ..pack.inspect import summary
+from ..pack.validate.checks import unreadable
 from ..pack.validate.checks.finding import Report
-from ..pack.validate.checks.reading import unreadable
 from ..pack.validate.validation import NO_BASE
 from .base import open_base
 from .format import ConversionSource, Format, Reading, plain_name

@@ -30,8 +30,8 @@ from ..pack.validate.checks import (
     Subject,
     base_verdict,
     options,
-    reading,
     remote_code,
+    unreadable,
 )
 from ..pack.validate.checks.composition import composition
 from ..peft.options import base_hint, parse_config
@@ -311,7 +311,7 @@ def validate_remote(
         except HubError:
             raise
         except AdapterpackError as error:
-            return Report("pack", str(remote), None, (reading.unreadable(error, Path(str(remote))),))
+            return Report("pack", str(remote), None, (unreadable(error, Path(str(remote))),))
         if findings := tuple(differences(artifact, listed)):
             return Report(artifact.kind, str(remote), artifact.id, findings)
         context = RemoteContext(
@@ -328,7 +328,7 @@ def validate_remote(
                 artifact.kind,
                 str(remote),
                 artifact.id,
-                (reading.unreadable(error, Path(remote.reference.address)),),
+                (unreadable(error, Path(remote.reference.address)),),
             )
     return report._replace(path=str(remote))
 

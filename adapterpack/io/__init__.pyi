@@ -13,7 +13,6 @@ from .byte_ranges import open_descriptor as open_descriptor
 from .byte_ranges import read_into as read_into
 from .byte_ranges import reserve as reserve
 from .byte_ranges import write_all as write_all
-from .cache import cache_folder as cache_folder
 from .hashing import ChangedError as ChangedError
 from .hashing import HashedSource as HashedSource
 from .hashing import Identity as Identity
@@ -39,6 +38,7 @@ from .safe_open import open_inside as open_inside
 from .safe_open import open_regular as open_regular
 from .safe_open import read_at_most as read_at_most
 from .safe_open import read_file as read_file
+from .safe_open import require_private as require_private
 from .safe_open import resolved_inside as resolved_inside
 from .safe_open import whole as whole
 from .safe_open import write_parts as write_parts
@@ -51,7 +51,6 @@ from .safetensors import all_finite as all_finite
 from .safetensors import count_of as count_of
 from .safetensors import dtype_name as dtype_name
 from .safetensors import plan as plan
-from .secret_files import require_private as require_private
 from .streamed_tensors import Streamed as Streamed
 from .streamed_tensors import Unread as Unread
 from .strict_json import Config as Config
@@ -72,6 +71,7 @@ from .typed_json import breaches_inside as breaches_inside
 from .typed_json import escape_key as escape_key
 from .typed_json import find_duplicates as find_duplicates
 from .typed_json import portable as portable
+from .working_folders import cache_folder as cache_folder
 from .working_folders import claim_folder as claim_folder
 from .working_folders import hold_folder as hold_folder
 from .working_folders import open_own_file as open_own_file

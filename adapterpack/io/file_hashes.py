@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..errors import StorageError
 from .atomic import output_file
-from .cache import cache_folder
 from .hashing import HashedSource, Identity, digests, identity
+from .working_folders import cache_folder
 
 LARGE = 64 << 20
 """Bytes from which a hash is cached on disk: smaller files take less than a tenth of a second to hash."""

@@ -14,7 +14,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO
 
-from ..errors import FormatError, StorageError, storage_errors
+from ..errors import ConfigError, FormatError, StorageError, storage_errors
 
 TENSORS = "adapter_model.safetensors"
 _TOGETHER = 512
@@ -222,3 +222,18 @@ def copy_file(source: Path, target: Path, folder: Path | None = None) -> None:
                 where=source,
                 remedy="start again once nothing writes to it",
             )
+
+
+def require_private(path: Path) -> None:
+    """Raises unless only its owner can read a file.
+
+    Raises:
+        ConfigError: others may read it.
+        StorageError: the file is missing.
+    """
+    with storage_errors(path):
+        mode = path.stat().st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(
+            "others may read this file, which holds a secret", where=path, remedy=f"chmod 600 {path}"
+        )

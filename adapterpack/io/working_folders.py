@@ -1,11 +1,12 @@
 """Protects working folders with predictable names, in which one run continues another's work: they belong to
-this user, contain no links, and are used by one process at a time.
+this user, contain no links, and are used by one process at a time. Finds the folder of caches, too.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -120,3 +121,19 @@ def _not_own(path: Path, found: str) -> StorageError:
         found=found,
         remedy="remove it, or choose another output",
     )
+
+
+def cache_folder() -> Path:
+    """Returns the folder for fetched models and stored packs: ``ADAPTERPACK_CACHE``, or one in the user's
+    cache folder.
+
+    Example:
+        >>> cache_folder().name != ""
+        True
+    """
+    named = os.environ.get("ADAPTERPACK_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "adapterpack"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adapterpack"

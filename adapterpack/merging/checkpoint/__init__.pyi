@@ -1,5 +1,5 @@
-from .arguments import require_outside as require_outside
 from .base_model import MergeBase as MergeBase
+from .base_model import require_outside as require_outside
 from .config import plain_config as plain_config
 from .layout import Item as Item
 from .layout import Shard as Shard

@@ -7,10 +7,10 @@ from .checks import (
     CheckRule,
     base,
     composition,
+    finding,
     folder,
     lineage,
     peft_agreement,
-    reading,
     remote,
     sites,
     template,
@@ -20,7 +20,7 @@ from .checks import (
 )
 
 _GROUPS = (
-    reading,
+    finding,
     folder,
     remote,
     tensors,

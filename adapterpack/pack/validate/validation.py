@@ -34,12 +34,13 @@ from .checks import (
     base_findings,
     base_verdict,
     options,
-    reading,
     remote_code,
     template_findings,
+    unreadable,
 )
 from .checks import folder as files
 from .checks.composition import composition
+from .checks.finding import CHECK
 from .registry import CHECKS
 
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
@@ -96,7 +97,7 @@ def examine(
         with _turn(folder):
             return look(folder, base, full, budget or Budget(), allow_structural)
     except AdapterpackError as error:
-        return Report("pack", str(folder), None, (reading.unreadable(error, folder),)), None
+        return Report("pack", str(folder), None, (unreadable(error, folder),)), None
     except Spent as spent:
         kind = "pack" if look is _examine else "peft"
         return Report(kind, str(folder), None, (), (str(spent),), incomplete=True), None
@@ -186,7 +187,7 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
         except Spent as spent:
             return findings, [str(spent)]
         except AdapterpackError as error:
-            findings.append(reading.unreadable(error, subject.folder, reading.CHECK))
+            findings.append(unreadable(error, subject.folder, CHECK))
         if any(finding.severity == "error" for finding in findings):
             break
     return findings, []

@@ -8,6 +8,7 @@ from .context import Subject as Subject
 from .finding import CheckRule as CheckRule
 from .finding import Finding as Finding
 from .finding import Report as Report
+from .finding import unreadable as unreadable
 from .folder import FORBIDDEN_SUFFIXES as FORBIDDEN_SUFFIXES
 from .folder import entries as entries
 from .folder import forbidden_files as forbidden_files
@@ -15,7 +16,6 @@ from .folder import read_manifest as read_manifest
 from .folder import regular_files as regular_files
 from .peft_agreement import OPTION as OPTION
 from .peft_agreement import options as options
-from .reading import unreadable as unreadable
 from .remote import remote_code as remote_code
 from .template import template_findings as template_findings
 from .template_cost import cost_problem as cost_problem

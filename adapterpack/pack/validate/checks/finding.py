@@ -96,6 +96,23 @@ def check_rule(name: str, error: type[AdapterpackError] = FormatError) -> CheckR
     return CheckRule(name, error=error, **_RULES[name])
 
 
+CHECK = check_rule("AP000")
+UNREADABLE = check_rule("AP001")
+
+
+def unreadable(error: AdapterpackError, folder: Path, rule: CheckRule = UNREADABLE) -> Finding:
+    """Converts a reader's error to a finding, with the place that the error names."""
+    path, _, pointer = (error.where or str(folder)).partition("#")
+    name = Path(path.partition(",")[0]).name
+    return rule._replace(error=type(error)).at(
+        error.where or folder,
+        error.placeless_sentence,
+        fix=error.remedy or "",
+        file=name if name != folder.name else None,
+        pointer=pointer if pointer.startswith("/") else None,
+    )
+
+
 class Report(NamedTuple):
     """The result of validating one artifact: its state, the findings, and the questions left open.
 
