@@ -84,8 +84,7 @@ def read(path: Path) -> Any:
 
 def dumps(value: Any) -> str:
     """Returns the value as YAML that :func:`loads` reads back, with keys in their order."""
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDTH)
-    return text
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 
 def _problems(events: Any, most: int) -> Iterator[tuple[str, int]]:

@@ -62,8 +62,7 @@ def views(graph: GraphFile) -> Iterator[MatrixView]:
 
 def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
     """Returns one of the matrices of an initializer, without a copy."""
-    matrix: np.ndarray = array.reshape(len(array), -1) if slot is None else array[slot]
-    return matrix
+    return array.reshape(len(array), -1) if slot is None else array[slot]
 
 
 def coverage(pieces: list[WeightPiece], shape: tuple[int, int]) -> int:

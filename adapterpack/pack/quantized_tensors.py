@@ -259,8 +259,7 @@ def _codes(data: np.ndarray, bits: int, length: int) -> np.ndarray:
     """Unpacks the codes ``[d, length]`` from bytes ``[d, ...]``."""
     each = 8 // bits
     parts = (data[:, :, None] >> (np.arange(each, dtype=np.uint8) * bits)) & ((1 << bits) - 1)
-    codes: np.ndarray = parts.reshape(len(data), -1)[:, :length].astype(np.uint8)
-    return codes
+    return parts.reshape(len(data), -1)[:, :length].astype(np.uint8)
 
 
 def _split(data: np.ndarray, packed: Packed) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -226,5 +226,4 @@ def real_positions(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | 
         return None
     if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
         return np.ones(output.shape[:2], bool)
-    real: np.ndarray = mask > 0
-    return real
+    return mask > 0

@@ -287,8 +287,7 @@ def part_class(form: str) -> type[TorchPart]:
     ``module:class``.
     """
     module, _, name = form.partition(":")
-    part: type[TorchPart] = getattr(importlib.import_module(module), name) if name else PARTS[form]
-    return part
+    return getattr(importlib.import_module(module), name) if name else PARTS[form]
 
 
 def _slots(inputs: Named) -> Named:

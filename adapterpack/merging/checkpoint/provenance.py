@@ -19,8 +19,7 @@ FILE_NAME = "adapterpack.merge.json"
 
 def content_if_read(base: Checkpoint) -> str | None:
     """Returns the base's ``content`` fingerprint if it was computed, else None."""
-    content: str | None = vars(base).get("content")
-    return content
+    return vars(base).get("content")
 
 
 def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str:

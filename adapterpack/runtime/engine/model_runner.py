@@ -451,8 +451,7 @@ class ModelRunner:
         one.acting[:count, 0] = [_acts(row) for row in rows]
         if OFFSETS in self.graph.inputs:
             one.offsets[:count] = [row.offsets([-1]) for row in rows]
-        logits: np.ndarray = one.run()[:count, 0]
-        return logits
+        return one.run()[:count, 0]
 
     def _pass_of(self, rows: Sequence[SequenceState], first: int, tokens: int = 1) -> BoundStep:
         """Returns the bound pass over ``tokens`` tokens of each of the rows from the place ``first`` on; it

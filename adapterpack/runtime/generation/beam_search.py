@@ -176,5 +176,4 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     """Returns the indices of the ``count`` largest values, the largest first."""
     count = min(count, len(values))
     places = np.argpartition(values, len(values) - count)[len(values) - count :]
-    order: np.ndarray = places[np.lexsort((places, -values[places]))]
-    return order
+    return places[np.lexsort((places, -values[places]))]

@@ -231,8 +231,7 @@ class Tokenizer:
     @property
     def mask_id(self) -> int | None:
         """The id of the mask token."""
-        found: int | None = self.core.token_to_id(self.mask_token) if self.mask_token else None
-        return found
+        return self.core.token_to_id(self.mask_token) if self.mask_token else None
 
     def prompt(
         self,
