@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -282,6 +282,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not names:
         return "leave it out: no name is known here"
     return f"use a known name: {shown}" if close is None else f"did you mean '{close}'? Known: {shown}"
+
+
+def require_among(
+    message: str,
+    name: str | None,
+    known: Collection[str],
+    error: type[AdapterpackError] = UnknownName,
+    where: object = None,
+) -> None:
+    """Raises ``error`` with this message if a name, where there is one, is not among those known."""
+    if name is not None and name not in known:
+        raise error(message, where=where, found=repr(name), remedy=nearest(name, known))
 
 
 def excerpt(value: object) -> str:

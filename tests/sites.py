@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from chromium import Page
 
-from adapterpack.io.cache import cache_folder
+from adapterpack.io import cache_folder
 from adapterpack.io.locks import hold_lock
 
 WEB = Path(__file__).parents[1] / "web"

@@ -17,7 +17,7 @@ import adapterpack
 from adapterpack.cli import settings
 from adapterpack.cli.bundle_options import device_options
 from adapterpack.cli.main import main
-from adapterpack.io.cache import cache_folder
+from adapterpack.io import cache_folder
 
 pytestmark = pytest.mark.fast
 

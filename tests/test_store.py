@@ -20,7 +20,7 @@ import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import CorruptBlob, FormatError, StorageError, UnknownName
-from adapterpack.io.cache import cache_folder
+from adapterpack.io import cache_folder
 from adapterpack.io.locks import hold_lock
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build

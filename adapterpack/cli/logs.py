@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, require_among
 from ..readable import size
 from ..sandbox.limits import peak_memory
 from .output import escape_line
@@ -105,10 +105,7 @@ def log_to_stderr(flags: Mapping[str, Any]) -> Iterator[None]:
     """
     global _flags  # noqa: PLW0603 - threads have no context of click, and a process runs one command
     form = os.environ.get(VARIABLE) or FORMATS[0]
-    if form not in FORMATS:
-        raise ConfigError(
-            "unknown format of logs", where=VARIABLE, found=repr(form), remedy=nearest(form, FORMATS)
-        )
+    require_among("unknown format of logs", form, FORMATS, ConfigError, VARIABLE)
     programs, handler = form == "json", _Stderr()
     handler.setFormatter(_Json() if programs else _Text())
     for name in _CHATTER:

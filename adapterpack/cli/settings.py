@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, nearest, storage_errors
+from ..errors import ConfigError, require_among, storage_errors
 from ..io import Json, read_at_most
 
 VARIABLE = "ADAPTERPACK_CONFIG"
@@ -96,13 +96,7 @@ def _read(path: Path) -> Json:
             "the configuration is not valid TOML", where=path, found=str(error), remedy="mend that line"
         ) from error
     for name, value in values.items():
-        if name not in SETTINGS:
-            raise ConfigError(
-                "unknown key in the configuration",
-                where=path,
-                found=repr(name),
-                remedy=nearest(name, SETTINGS),
-            )
+        require_among("unknown key in the configuration", name, SETTINGS, ConfigError, path)
         if not SETTINGS[name].fits(value):
             raise ConfigError(
                 f"{name} has a value that it does not take",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from ..base import Checkpoint, DequantizedCheckpoint
 from ..bundle import PROOFS
-from ..errors import ConfigError, UnknownName, Unsupported, nearest
+from ..errors import ConfigError, Unsupported, require_among
 from ..graph_passes import MODES
 from ..hub import folder_of
 from ..io import Say
@@ -140,16 +140,9 @@ def prepare(request: ExportRequest) -> ExportJob:
             for another task.
     """
     base, checkpoint, mode = request.base, request.checkpoint, request.mode
-    if mode not in MODES:
-        raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
-    if request.pooling is not None and request.pooling not in POOLING:
-        raise UnknownName(
-            "unknown pooling", found=repr(request.pooling), remedy=nearest(request.pooling, POOLING)
-        )
-    if request.proof is not None and request.proof not in PROOFS:
-        raise UnknownName(
-            "unknown depth of a proof", found=repr(request.proof), remedy=nearest(request.proof, PROOFS)
-        )
+    require_among("unknown mode", mode, MODES)
+    require_among("unknown pooling", request.pooling, POOLING)
+    require_among("unknown depth of a proof", request.proof, PROOFS)
     gguf = is_gguf(base)
     file = None if gguf else _graph_file(base, checkpoint)
     if gguf and checkpoint is None:
@@ -304,8 +297,7 @@ def _require_cache(request: ExportRequest, task: Task, floats: str) -> bool | No
         UnknownName, ConfigError, Unsupported: there is no such type, or the graph would not have it.
     """
     cache, static_cache = request.cache, request.in_place
-    if cache not in CACHES:
-        raise UnknownName("unknown type of caches", found=repr(cache), remedy=nearest(cache, CACHES))
+    require_among("unknown type of caches", cache, CACHES)
     if cache == CACHES[0]:
         return static_cache
     if static_cache is False:

@@ -31,7 +31,7 @@ from ..bundle import (
     require_in_list,
     require_same,
 )
-from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
+from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, require_among
 from ..onnx_graph import try_opening
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, StoredTensor
@@ -426,13 +426,7 @@ class OpenBundle:
         Raises:
             UnknownAdapter: it is not; the error suggests the nearest name.
         """
-        if name is not None and name not in known:
-            raise UnknownAdapter(
-                "the bundle has no such adapter",
-                where=self.folder,
-                found=repr(name),
-                remedy=nearest(name, known),
-            )
+        require_among("the bundle has no such adapter", name, known, UnknownAdapter, self.folder)
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
         """Returns the labels of a row's logits, in order, or None for a task without labels. An adapter

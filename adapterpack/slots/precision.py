@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from ..adapter_methods import Arrays, Tensors
-from ..errors import UnknownName, Unsupported, nearest
+from ..errors import Unsupported, require_among
 
 ABSENT = np.float32(-1e9)
 """The score or logit of an absent token or label. Its softmax is zero, and unlike -infinity it is
@@ -56,10 +56,7 @@ def precision(name: str) -> Precision:
         >>> precision("float16").absent
         -30000.0
     """
-    if name not in PRECISIONS:
-        raise UnknownName(
-            "graphs are not made in this type", found=repr(name), remedy=nearest(name, PRECISIONS)
-        )
+    require_among("graphs are not made in this type", name, PRECISIONS)
     return PRECISIONS[name]
 
 

@@ -14,7 +14,7 @@ from click.shell_completion import (
     add_completion_class,
 )
 
-from ...errors import UnknownName, nearest
+from ...errors import require_among
 from ..main import VARIABLE
 from ..options import common_options, suggest
 from ..output import guard_stdout, print_json
@@ -92,9 +92,6 @@ def completion(shell: str) -> str:
         >>> "_ADAPTERPACK_COMPLETE=zsh_complete" in completion("zsh")
         True
     """
-    if shell not in SHELLS:
-        raise UnknownName(
-            "there is no completion for this shell", found=repr(shell), remedy=nearest(shell, SHELLS)
-        )
+    require_among("there is no completion for this shell", shell, SHELLS)
     # the script does not depend on the group's commands
     return SHELLS[shell](click.Group(PROGRAM), {}, PROGRAM, VARIABLE).source()

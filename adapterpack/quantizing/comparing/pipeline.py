@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ...bundle import Bundle, read_bundle
-from ...errors import AdapterpackError, ConfigError, NothingToDo, UnknownAdapter, nearest
+from ...errors import AdapterpackError, ConfigError, NothingToDo, UnknownAdapter, require_among
 from ...io import Say, scratch_folder
 from ...merging.pipeline import merge
 from ...paths import StrPath
@@ -159,8 +159,7 @@ def _adapter(bundle: Bundle, name: str | None) -> str | None:
             expected=", ".join(names),
             remedy="name one with --adapter",
         )
-    if name is not None and name not in names:
-        raise UnknownAdapter("the bundle has no such adapter", found=repr(name), remedy=nearest(name, names))
+    require_among("the bundle has no such adapter", name, names, UnknownAdapter)
     return name or next(iter(names), None)
 
 

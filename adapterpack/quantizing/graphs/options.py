@@ -4,12 +4,12 @@ head, and budgets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from ...base import DequantizedCheckpoint
-from ...errors import ConfigError, UnknownName, Unsupported, nearest, storage_errors
+from ...errors import ConfigError, Unsupported, require_among, storage_errors
 from ...paths import StrPath
 from .algorithm import ALGORITHMS
 from .product import RoundingSetting
@@ -92,8 +92,8 @@ def quantization(scheme: str, **options: Unpack[GraphOptions]) -> GraphQuantizat
     if not (compensate := given.get("compensate", 0)):
         given.pop("compensate", None)
     chosen = GRAPH_SCHEMES[scheme]
-    _require_known("accuracy", accuracy, ACCURACIES)
-    _require_known("quantization of the head", head, HEADS)
+    require_among("unknown accuracy", accuracy, ACCURACIES)
+    require_among("unknown quantization of the head", head, HEADS)
     if chosen.of_base:
         raise Unsupported(
             "this scheme keeps the codes of a quantized base, which a bundle no longer holds",
@@ -155,7 +155,7 @@ def codes_of_base(scheme: str, base: DequantizedCheckpoint | None, accuracy: str
     Raises:
         UnknownName: there is no such accuracy.
     """
-    _require_known("accuracy", accuracy, ACCURACIES)
+    require_among("unknown accuracy", accuracy, ACCURACIES)
     return GraphQuantization(scheme, accuracy, "float", stored=None if base is None else StoredWeights(base))
 
 
@@ -167,11 +167,6 @@ def writable_schemes() -> list[str]:
         ['bf16', 'fp16', 'int2', 'int4', 'int8', 'mixed', 'w8a8']
     """
     return [name for name, scheme in GRAPH_SCHEMES.items() if not scheme.refused and not scheme.of_base]
-
-
-def _require_known(kind: str, name: str | None, known: Sequence[str]) -> None:
-    if name is not None and name not in known:
-        raise UnknownName(f"unknown {kind}", found=repr(name), remedy=nearest(name, known))
 
 
 def _setting(default: RoundingSetting, given: Mapping[str, Any]) -> RoundingSetting:

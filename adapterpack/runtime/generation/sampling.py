@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, FormatError, excerpt, nearest
+from ...errors import ConfigError, FormatError, excerpt, require_among
 from ...io import Config
 from .logits_processors import LOGITS_PROCESSORS, MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
 
@@ -251,10 +251,7 @@ def sampling_of(options: Mapping[str, Any], generation_config: Config, folder: P
     """
     names = [field.name for field in dataclasses.fields(Sampling)]
     for name in options:
-        if name not in (*names, "sampling"):
-            raise ConfigError(
-                "unknown sampling parameter", found=repr(name), remedy=nearest(name, [*names, "sampling"])
-            )
+        require_among("unknown sampling parameter", name, [*names, "sampling"], ConfigError)
     given = {name: value for name, value in options.items() if name != "sampling"}
     rule = options.get("sampling", "greedy")
     if rule not in ("greedy", "model"):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...errors import ConfigError, nearest
+from ...errors import ConfigError, require_among
 
 ARENAS = {"doubling": "kNextPowerOfTwo", "exact": "kSameAsRequested"}
 """How GPU memory grows, to the next power of two or by the exact need -> ONNX Runtime's name of the strategy.
@@ -49,10 +49,7 @@ class Device:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.arena is not None and self.arena not in ARENAS:
-            raise ConfigError(
-                "unknown kind of arena", found=repr(self.arena), remedy=nearest(self.arena, ARENAS)
-            )
+        require_among("unknown kind of arena", self.arena, ARENAS, ConfigError)
         for name, least in (("device_id", 0), ("memory_limit", 1), ("threads", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigError, UnknownName, excerpt, nearest
+from ...errors import ConfigError, excerpt, require_among
 from ...io import Config
 from .rows import Result
 from .scores import any_of, score_labels, score_value
@@ -116,8 +116,7 @@ def get_problem(name: str) -> ProblemType:
     Raises:
         UnknownName: no problem has that name.
     """
-    if name not in PROBLEMS:
-        raise UnknownName("unknown problem_type", found=repr(name), remedy=nearest(name, PROBLEMS))
+    require_among("unknown problem_type", name, PROBLEMS)
     return PROBLEMS[name]
 
 

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from adapterpack.errors import OutputExists
+from adapterpack.io import cache_folder
 from adapterpack.io.atomic import output_folder
-from adapterpack.io.cache import cache_folder
 
 _MEMBER = re.compile(r"peft-[0-9A-Za-z.]+/tests/([A-Za-z0-9_]+\.py)")
 _LARGEST = 4 << 20
