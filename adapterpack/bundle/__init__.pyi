@@ -42,6 +42,7 @@ from .manifest import graph_file as graph_file
 from .manifest import manifest_bytes as manifest_bytes
 from .manifest import parse_bundle as parse_bundle
 from .manifest import read_bundle as read_bundle
+from .manifest import sites_in as sites_in
 from .proofs import VALID as VALID
 from .proofs import VerificationCache as VerificationCache
 from .reports import PROOFS as PROOFS

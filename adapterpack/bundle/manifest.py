@@ -329,6 +329,11 @@ class Bundle:
         return found
 
 
+def sites_in(part: str, sites: SiteMap) -> dict[str, MappedSite]:
+    """Returns the sites that lie in the graph of a part."""
+    return {path: site for path, site in sites.items() if site.part == part}
+
+
 def graph_file(part: str) -> str:
     """Returns the file name of a graph of a bundle."""
     return f"{part}.onnx"

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..adapter_methods import LAYOUTS, PROMPT, is_bare, is_stacked, to_matrix
 from ..base import Checkpoint, module_parameter, require_plain
-from ..bundle import PAST, Heads, MappedSite, SiteMap
+from ..bundle import PAST, Heads, MappedSite, SiteMap, sites_in
 from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..graph_passes import (
     AttachPlan,
@@ -96,7 +96,7 @@ def plans_of(
         )
     plans = {}
     for part, model in graph.parts.items():
-        part_sites = {path: site for path, site in mapped.items() if site.part == part}
+        part_sites = sites_in(part, mapped)
         part_values = [
             {name: array for name, array in tensors.items() if name.rpartition(".")[0] in part_sites}
             for tensors in values

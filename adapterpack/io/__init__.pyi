@@ -57,6 +57,7 @@ from .strict_json import Config as Config
 from .strict_json import Json as Json
 from .strict_json import digest as digest
 from .strict_json import finite as finite
+from .strict_json import without_none as without_none
 from .threads import in_order as in_order
 from .threads import one_thread_each as one_thread_each
 from .threads import workers as workers

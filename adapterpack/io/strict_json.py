@@ -10,13 +10,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from ..errors import FormatError
 from ..library_errors import library_errors
 
+K = TypeVar("K")
+V = TypeVar("V")
 Json = dict[str, Any]
 """An object of JSON: one that was read, or one that is made to be written."""
 Config = Mapping[str, Any]
@@ -100,6 +102,11 @@ def canonical(value: Any) -> bytes:
         raise FormatError(
             f"a value that JSON does not have: {error}", remedy="use plain numbers, text, lists and mappings"
         ) from error
+
+
+def without_none(values: Mapping[K, V | None]) -> dict[K, V]:
+    """Returns the entries of a mapping whose value is not None."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def finite(value: Any) -> Any:

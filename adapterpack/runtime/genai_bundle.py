@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..base import copy_carried
 from ..bundle import FILE_NAME, GENAI_FILE, GRAPH, PAST, PRESENT, Bundle, MappedSite
 from ..errors import OutputExists, Unsupported
-from ..io import Config, cache_folder, output_folder, strict_json
+from ..io import Config, cache_folder, output_folder, strict_json, without_none
 from ..manifest.structs import Base
 from ..onnx_graph import DTYPES, GraphFile, require_safe
 from ..paths import StrPath
@@ -229,7 +229,7 @@ def _describe(model: Config, told: Config, out: Path) -> None:
         "num_hidden_layers": told.get("num_hidden_layers"),
         "hidden_size": told.get("hidden_size"),
     }
-    stated = {key: value for key, value in sizes.items() if value is not None}
+    stated = without_none(sizes)
     for name, value in {"config.json": {**stated, **ids}, "generation_config.json": ids}.items():
         if not (out / name).exists():
             (out / name).write_bytes(strict_json.canonical(value))

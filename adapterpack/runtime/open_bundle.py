@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -50,6 +50,8 @@ from .ort import BFLOAT16, OrtModel, require_contract
 from .padding import pad
 from .providers import CpuNodesWarning, Device, list_unfit, resolve
 from .text import Characters, NoTokenizer, Tokenizer, collapse, most_characters, read_object
+
+T = TypeVar("T")
 
 
 class OpenBundle:
@@ -160,7 +162,7 @@ class OpenBundle:
         yield
         require_same(compared)
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
+    def once(self, name: str, make: Callable[[], T]) -> T:
         """Returns ``make()`` of the first call for that name; later calls return the same object.
         Thread-safe.
         """
@@ -170,7 +172,8 @@ class OpenBundle:
                     with self.compare_files():
                         made = make()
                     self._opened[name] = made
-        return self._opened[name]
+        opened: T = self._opened[name]
+        return opened
 
     @property
     def pads_left(self) -> bool:
@@ -200,8 +203,7 @@ class OpenBundle:
         graph at once and the ordinary one later: most calls need only one of them, and each holds the weights
         in memory.
         """
-        graph: OrtModel = self.once(part, lambda: self._open(part))
-        return graph
+        return self.once(part, lambda: self._open(part))
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -229,8 +231,7 @@ class OpenBundle:
         return self._config("generation_config.json")
 
     def _config(self, name: str) -> dict[str, Any]:
-        config: dict[str, Any] = self.once(name, lambda: read_object(self.folder / name))
-        return config
+        return self.once(name, lambda: read_object(self.folder / name))
 
     @property
     def image_token(self) -> int:
@@ -251,8 +252,7 @@ class OpenBundle:
     @property
     def image_layout(self) -> ImageLayout:
         """How the model reads images."""
-        layout: ImageLayout = self.once("image layout", self._make_image_layout)
-        return layout
+        return self.once("image layout", self._make_image_layout)
 
     def _make_image_layout(self) -> ImageLayout:
         graph = next(
@@ -271,10 +271,9 @@ class OpenBundle:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        tokenizer: Tokenizer = self.once(
+        return self.once(
             "tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compare_files)
         )
-        return tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
@@ -292,7 +291,7 @@ class OpenBundle:
         """
         if self.has_tokenizer or sampling.reads_text:
             return self.tokenizer
-        return self.once("no tokenizer", lambda: NoTokenizer(self.folder))  # type: ignore[no-any-return]
+        return self.once("no tokenizer", lambda: NoTokenizer(self.folder))
 
     def encode(self, texts: Sequence[str]) -> Arrays:
         """Tokenizes texts into a padded batch: ``input_ids`` and ``attention_mask`` ``[batch, longest]``,
@@ -456,20 +455,11 @@ class OpenBundle:
         """Returns how many labels the head of a pack has, 0 without a head. The pack need not name its
         labels: PEFT's files never do.
         """
-        paths = (
-            [path for path, site in self.bundle.sites.items() if site.labels and site.output == "logits"]
-            if self.task.labelled
-            else []
-        )
-        return next(
-            (
-                len(values)
-                for path, params in pack.full().items()
-                if path in paths
-                for values in params.values()
-            ),
-            0,
-        )
+        for path, params in pack.full().items() if self.task.labelled else ():
+            site = self.bundle.sites.get(path)
+            if site is not None and site.labels and site.output == "logits":
+                return len(next(iter(params.values())))
+        return 0
 
     def shape(self, name: str) -> list[Any]:
         """Returns the shape of one row of an input, from the graph that has it; variable extents

@@ -107,7 +107,7 @@ def see(
         ConfigError: the prompt has another number of marks than pictures, or too many pictures; otherwise see
             :func:`prompt_ids`.
     """
-    reader: PictureReader = session.once(
+    reader = session.once(
         "pictures",
         lambda: PictureReader(
             session.folder,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from starlette.applications import Starlette
 
 from ..http import Protocol
+from ..io import without_none
 from ..pack import Pack, Signers
 from ..paths import StrPath
 from ..runtime import Engine
@@ -86,7 +87,7 @@ def assemble(
         fetched=fetched,
         hosts=hosts,
     )
-    apis = apis_of(engine, limits, {name: value for name, value in options.items() if value is not None})
+    apis = apis_of(engine, limits, without_none(options))
     metrics.add_quotas(quotas)
     for figure in (*_figures(state), *chain.from_iterable(api.figures for api in apis)):
         metrics.add(figure)

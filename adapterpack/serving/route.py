@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from ..errors import FormatError, nearest
 from ..http import HTTPError, body_of, fields_of, invalid_request
-from ..io import StrictStruct, strict_json, typed_json
+from ..io import StrictStruct, strict_json, typed_json, without_none
 from ..pack import AUTO
 from ..runtime import first_ids
 from .adapters.adapter_control import AdapterControl
@@ -162,7 +162,7 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits, ignored: list[str] |
         raise HTTPError(400, "invalid_json", error.sentence) from error
     if not isinstance(value, dict):
         raise HTTPError(400, "invalid_json", "the body must be a JSON object")
-    given = {name: item for name, item in value.items() if item is not None}
+    given = without_none(value)
     if ignored is not None and issubclass(kind, ClientRequest):
         for name in (given.keys() & _client_fields().keys()) - {*kind.__struct_encode_fields__}:
             ignored.append(f"left out: {name}, a field of {_client_fields()[name]}")

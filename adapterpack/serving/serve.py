@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..extras import needed_by
 from ..http import IN_THE_CLEAR, Certificate
 from ..hub import folder_of
-from ..io import allow_more_files
+from ..io import allow_more_files, without_none
 from ..pack import Pack, Signers
 from ..paths import StrPath
 from ..runtime import Device, Engine
@@ -128,7 +128,7 @@ def serve(
             provider,
             threads=threads,
             deterministic=deterministic,
-            **{name: value for name, value in size.items() if value is not None},
+            **without_none(size),
         ),
         adapters,
         known,

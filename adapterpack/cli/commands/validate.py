@@ -10,7 +10,7 @@ import click
 import adapterpack
 
 from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
-from ...io import output_file, strict_json
+from ...io import output_file, strict_json, without_none
 from ...pack import Budget
 from ...pack.validate.sarif import sarif
 from ...version import VERSION
@@ -80,7 +80,7 @@ def command(
       adapterpack validate packs/tickets --against http://localhost:8000
     """
     limits: dict[str, Any] = {"seconds": max_seconds, "memory": max_bytes}
-    budget = Budget(**{key: value for key, value in limits.items() if value is not None})
+    budget = Budget(**without_none(limits))
     report = adapterpack.validate(
         path,
         base,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ...io import Json
 from ...notebook import Shown
 from ..checkpoint import MergedPack, advice, kept_share, one_line, relative_error
+from ..checkpoint.report import MUCH
 from ..fold import TensorLoss, finite
 
 
@@ -78,7 +79,7 @@ class GraphReport(Shown):
     @property
     def advice(self) -> str | None:
         """One sentence where much of the change was lost in rounding, else None."""
-        if self.quantized is not None and self.relative_error > _MUCH:
+        if self.quantized is not None and self.relative_error > MUCH:
             return (
                 "The steps of the quantized weights are large compared with the change: fold into the float "
                 "graph and quantize the result, or keep the adapter unmerged."
@@ -106,15 +107,9 @@ class GraphReport(Shown):
         }
 
 
-_MUCH = 0.25
-
-
 def _tensor(tensor: GraphTensor) -> Json:
     values: Json = {
-        "tensor": tensor.loss.tensor,
-        "dtype": tensor.loss.dtype,
-        "relative_error": finite(tensor.loss.relative_error),
-        "kept": finite(tensor.loss.kept),
+        **tensor.loss.to_json(),
         "initializers": list(tensor.initializers),
         "layouts": list(tensor.layouts),
         "nodes": list(tensor.nodes),

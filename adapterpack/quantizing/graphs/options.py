@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 from ...base import DequantizedCheckpoint
 from ...errors import ConfigError, Unsupported, require_among, storage_errors
+from ...io import without_none
 from ...paths import StrPath
 from .algorithm import ALGORITHMS
 from .product import RoundingSetting
@@ -87,7 +88,7 @@ def quantization(scheme: str, **options: Unpack[GraphOptions]) -> GraphQuantizat
         Unsupported: no graph can be written in this scheme, or the algorithm does not round to its codes.
         StorageError: the calibration rows cannot be read.
     """
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = without_none(options)
     accuracy, head, calibration = (given.get(name) for name in ("accuracy", "head", "calibration"))
     if not (compensate := given.get("compensate", 0)):
         given.pop("compensate", None)

@@ -26,6 +26,7 @@ from ...bundle import (
     manifest_bytes,
     read_bundle,
     require_files,
+    sites_in,
 )
 from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder, with_report
@@ -154,7 +155,7 @@ def _with_codes(
             compensator if part == MAIN else None,
             wanted.stored,
         )
-        sites |= _relocate({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
+        sites |= _relocate(sites_in(part, sites), ir.load(path))
     if wanted.stored is None:
         _require_any(count, folder)
     report = {**_report(wanted, count), **choices}
@@ -272,8 +273,8 @@ def quantize_directly(
             model, path, wanted.scheme, lambda name: wanted.setting, wanted.head_setting, tick=tick
         )
         written = ir.load(path)
-        own |= _relocate({key: site for key, site in own.items() if site.part == part}, written)
-        every |= _relocate({key: site for key, site in every.items() if site.part == part}, written)
+        own |= _relocate(sites_in(part, own), written)
+        every |= _relocate(sites_in(part, every), written)
     _require_any(count, folder)
     none = {"max_error": {}, "label_agreement": {}, "accuracy": ACCURACIES[0]}
     report = {**_report(wanted, count), **none}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...adapter_methods import Tensors
-from ...bundle import SiteMap
+from ...bundle import SiteMap, sites_in
 from ...errors import FormatError
 from ...pack import Pack
 from ...slots import Values, group_slots, pack_values, split_slot
@@ -79,7 +79,7 @@ def require_file_contents(
     """
     values = pack_values(pack, None, sites)
     for part, path in files.items():
-        here = {name: site for name, site in sites.items() if site.part == part}
+        here = sites_in(part, sites)
         own = {name: array for name, array in values.items() if name.rpartition(".")[0] in here}
         # a graph may use other names than this package's for its slots
         found = {".".join(split_slot(name)): array for name, array in arrays[part].items()}

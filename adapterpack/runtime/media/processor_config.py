@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
-from ...io import Config, Json
+from ...io import Config, Json, without_none
 from ..text import read_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")
@@ -165,7 +165,7 @@ def preparation(folder: Path) -> Preparation:
             found=other if other and usual is not None else str(kind) or "no image_processor_type",
             remedy="give what the model's own processor makes of the picture, as an array or a .npy file",
         )
-    config = {**usual, **{key: value for key, value in written.items() if value is not None}}
+    config = {**usual, **without_none(written)}
 
     def read(key: str, expected: str, is_valid: Callable[[Any], bool]) -> Any:
         if not is_valid(config[key]):

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from ...io import without_none
 from ...version import VERSION
 from .audit import Record
 
@@ -53,7 +54,7 @@ class Traces:
             record.route,
             TraceContextTextMapPropagator().extract(record.trace),
             SpanKind.SERVER,
-            {name: value for name, value in given.items() if value is not None},
+            without_none(given),
             start_time=at(record.started),
         )
         if record.first:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...http import invalid_request
-from ...io import ClosedStruct, Misfit, PositiveWhole, Whole, breaches_inside
+from ...io import ClosedStruct, Misfit, PositiveWhole, Whole, breaches_inside, without_none
 from ...runtime.adapters import LARGEST, MOST
 from ...runtime.media import DATA
 from ..tenants import ServerLimits
@@ -215,7 +215,7 @@ class Sampled(TextRequest, kw_only=True):
                     param,
                 )
             given[name] = form
-        return {name: value for name, value in given.items() if value is not None}
+        return without_none(given)
 
     def _forms(self) -> Iterator[tuple[str, str, Any]]:
         """Yields field, sampling parameter and value of each constraint on the answer's text."""
@@ -319,7 +319,7 @@ class Message(ClosedStruct):
         return {
             "role": self.role,
             "content": content,
-            **{key: value for key, value in named.items() if value is not None},
+            **without_none(named),
         }
 
 
@@ -380,7 +380,7 @@ class ChatRequest(Sampled, kw_only=True):
         }
         return {
             **(self.chat_template_kwargs or {}),
-            **{name: value for name, value in given.items() if value is not None},
+            **without_none(given),
             "continue_final_message": bool(self.continue_final_message),
         }
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, UnknownName, nearest
+from ...io import without_none
 from ...library_errors import library_errors
 from ...registry import Registry
 from ..data import OWN_COLUMNS, DataReport, Row
@@ -159,9 +160,7 @@ def require_answer(messages: Sequence[Message]) -> list[Message]:
     """Returns the messages without their empty fields, because tables give every row all fields; raises a
     ValueError if the last message is not the assistant's.
     """
-    filled: list[Message] = [
-        {key: value for key, value in message.items() if value is not None} for message in turns_of(messages)
-    ]
+    filled: list[Message] = [without_none(message) for message in turns_of(messages)]
     if not filled:
         raise ValueError("there are no messages")
     if filled[-1].get("role") != "assistant":
