@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
 
-    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    def get(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Returns an uninitialised array of that shape, valid until the next call with the same name."""
         nbytes = math.prod(shape) * dtype.itemsize
         if name not in self._buffers or self._buffers[name].nbytes < nbytes:

@@ -54,7 +54,7 @@ _KINDS = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-DTYPES: Mapping[str, np.dtype[Any]] = {
+DTYPES: Mapping[str, np.dtype] = {
     name: np.dtype(getattr(np if hasattr(np, kind) else ml_dtypes, kind)) for name, kind in _KINDS.items()
 }
 """The dtypes by their names in the format."""
@@ -290,7 +290,7 @@ def all_finite(value: np.ndarray) -> bool:
     return math.isfinite(squares) or bool(np.isfinite(value).all())
 
 
-def dtype_name(dtype: np.dtype[Any]) -> str:
+def dtype_name(dtype: np.dtype) -> str:
     """Returns the safetensors name of a numpy dtype.
 
     Raises:

@@ -22,7 +22,7 @@ from .wire import walk
 if TYPE_CHECKING:
     import onnx
 
-DTYPES: dict[int, np.dtype[Any]] = {
+DTYPES: dict[int, np.dtype] = {
     code: np.dtype(kind)
     for code, kind in {
         1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64,
@@ -38,7 +38,7 @@ class StoredTensor(NamedTuple):
     """The place of an initializer's numbers: ``nbytes`` little-endian bytes at ``offset`` of ``file``."""
 
     name: str
-    dtype: np.dtype[Any]
+    dtype: np.dtype
     shape: tuple[int, ...]
     file: Path
     offset: int

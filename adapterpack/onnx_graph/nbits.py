@@ -160,7 +160,7 @@ class Rounded(NamedTuple):
     values: np.ndarray
 
 
-def requantize(quantized: NBits, rows: np.ndarray, old: BlockGrid, scale_dtype: np.dtype[Any]) -> Rounded:
+def requantize(quantized: NBits, rows: np.ndarray, old: BlockGrid, scale_dtype: np.dtype) -> Rounded:
     """Rounds ``rows`` to nearest, each block on its ``old`` grid or on a fresh grid from its extremes,
     whichever has the smaller error.
 
@@ -205,7 +205,7 @@ def nearest(x: np.ndarray, grid: BlockGrid, bits: int) -> np.ndarray:
     return q
 
 
-def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> BlockGrid:
+def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype) -> BlockGrid:
     """Returns a grid that spans the extremes of each block, zero included, as ONNX Runtime's own rounding
     does.
     """

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class RowRun(NamedTuple):
     at: int
 
 
-def cast(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def cast(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Casts rows to another floating dtype, rounding to nearest even, as an exporter casts a weight."""
     with np.errstate(all="ignore"):  # an overflow gives infinity on both sides
         return rows.astype(dtype, copy=False)
@@ -62,7 +62,7 @@ def find_runs(
 
     Casts wanted matrices to the dtype of the stored one first. All matrices are ``[rows, columns]``.
     """
-    tables: dict[tuple[int, np.dtype[Any]], _Table[Key]] = {}
+    tables: dict[tuple[int, np.dtype], _Table[Key]] = {}
     for number, matrix in enumerate(stored):
         width = (matrix.shape[1], matrix.dtype)
         if width not in tables:
@@ -76,7 +76,7 @@ def find_runs(
 class _Table(Generic[Key]):
     """The sorted keys of all rows of the wanted matrices of one width."""
 
-    def __init__(self, wanted: Mapping[Key, np.ndarray], dtype: np.dtype[Any]) -> None:
+    def __init__(self, wanted: Mapping[Key, np.ndarray], dtype: np.dtype) -> None:
         self.dtype, self.wanted, self.names = dtype, wanted, list(wanted)
         self.keys = {name: _keys(matrix, dtype) for name, matrix in wanted.items()}
         all_keys = (
@@ -144,7 +144,7 @@ def _spread(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return row, left[row] + inner
 
 
-def _keys(matrix: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _keys(matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Returns one key for each row, computed from a few of its adjacent columns in ``dtype``."""
     start = max(0, (matrix.shape[1] - _PROBED) // 2)
     probe = np.ascontiguousarray(cast(matrix[:, start : start + _PROBED], dtype))

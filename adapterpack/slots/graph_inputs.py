@@ -31,7 +31,7 @@ class GraphSlot(NamedTuple):
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype
     turned: bool
     has_default: bool
 

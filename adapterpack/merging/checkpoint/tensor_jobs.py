@@ -300,7 +300,7 @@ _WIDE = frozenset({"float32", "float64", "bfloat16"})
 
 
 def require_finite(
-    stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str, dtype: np.dtype[Any] | None = None
+    stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str, dtype: np.dtype | None = None
 ) -> None:
     """Checks that ``stored``, of ``dtype`` or by default its own, has no NaN or infinity where ``original``
     has none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Arithmetic:
     def prepare(
         self,
         contributions: Sequence[Contribution],
-        dtype: np.dtype[Any],
+        dtype: np.dtype,
         weight: np.ndarray | LazyMatrix,
         bias: np.ndarray | None,
     ) -> Change:

@@ -57,7 +57,7 @@ class Bound(NamedTuple):
 
 def bind(
     contribution: Contribution,
-    dtype: np.dtype[Any],
+    dtype: np.dtype,
     weight: np.ndarray | LazyMatrix,
     bias: np.ndarray | None,
     to_device: ToDevice | None = None,
@@ -91,7 +91,7 @@ def bind(
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
 
 
-def _widen(value: np.ndarray | LazyMatrix, dtype: np.dtype[Any]) -> np.ndarray:
+def _widen(value: np.ndarray | LazyMatrix, dtype: np.dtype) -> np.ndarray:
     return (
         value.astype(dtype, copy=False)
         if isinstance(value, LazyMatrix) or dtype_name(value.dtype) in FLOATS
@@ -223,7 +223,7 @@ class Change(NamedTuple):
 
 def prepare(
     contributions: Sequence[Contribution],
-    dtype: np.dtype[Any],
+    dtype: np.dtype,
     weight: np.ndarray | LazyMatrix,
     bias: np.ndarray | None,
     to_device: ToDevice | None = None,

@@ -4,8 +4,6 @@ block in one pass if the change is a product of factors and the weight is stored
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..._native import lowrank
@@ -75,7 +73,7 @@ def _kernel_applies(change: Change, storage: WeightStorage) -> bool:
     )
 
 
-def _pass_through(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
+def _pass_through(values: np.ndarray, dtype: np.dtype, scratch: Scratch) -> np.ndarray:
     """Returns the values unchanged: a :data:`~adapterpack.base.rounding.Round` for values that are rounded
     already.
     """

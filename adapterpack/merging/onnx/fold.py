@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def put(value: np.ndarray, place: TensorPlace, writer: GraphWriter, safe: bool) 
 
 
 def _blocks(
-    matrix: np.ndarray, dtype: np.dtype[Any], transposed: bool, whole: bool
+    matrix: np.ndarray, dtype: np.dtype, transposed: bool, whole: bool
 ) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
     """Blocks of rows as in the merge of a checkpoint, so that the results are equal: arrays for old, change,
     new ``[count, in]``.

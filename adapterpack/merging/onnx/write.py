@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class WrittenBlock(NamedTuple):
     columns: slice
     before: np.ndarray
     after: np.ndarray
-    dtype: np.dtype[Any]
+    dtype: np.dtype
 
 
 class GraphWriter:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -137,7 +137,7 @@ class _Rounded(NamedTuple):
     values: np.ndarray
 
     @classmethod
-    def of(cls, factor: np.ndarray, dtype: np.dtype[Any]) -> _Rounded:
+    def of(cls, factor: np.ndarray, dtype: np.dtype) -> _Rounded:
         """Rounds a factor to nearest, with scales of this type."""
         x = split_blocks(_BLOCK, factor)
         grid = fresh_grid(x, _BITS, True, dtype)

@@ -32,7 +32,7 @@ class HostBuffer:
         ConfigError: there is no memory for it.
     """
 
-    def __init__(self, shape: Shape, dtype: np.dtype[Any]) -> None:
+    def __init__(self, shape: Shape, dtype: np.dtype) -> None:
         self.shape, self.dtype = shape, dtype
         try:
             memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
@@ -63,7 +63,7 @@ class DeviceBuffer:
         ConfigError: there is no memory for it.
     """
 
-    def __init__(self, shape: Shape, dtype: np.dtype[Any], resolved: ResolvedDevice) -> None:
+    def __init__(self, shape: Shape, dtype: np.dtype, resolved: ResolvedDevice) -> None:
         self.shape, self.dtype, self._resolved = shape, dtype, resolved
         try:
             self._value = empty(shape, dtype, resolved.memory)
@@ -114,12 +114,12 @@ class DeviceBuffer:
         return *self._resolved.memory, element_type(self.dtype), shape, address
 
 
-def buffer(shape: Shape, dtype: np.dtype[Any], resolved: ResolvedDevice) -> HostBuffer | DeviceBuffer:
+def buffer(shape: Shape, dtype: np.dtype, resolved: ResolvedDevice) -> HostBuffer | DeviceBuffer:
     """Allocates a buffer of zeros in the memory where the device keeps values between runs."""
     return HostBuffer(shape, dtype) if resolved.memory == HOST else DeviceBuffer(shape, dtype, resolved)
 
 
-def _no_memory(shape: Shape, dtype: np.dtype[Any]) -> ConfigError:
+def _no_memory(shape: Shape, dtype: np.dtype) -> ConfigError:
     return ConfigError(
         "there is not enough memory for the keys and values of so many rows",
         found=f"{shape} {dtype} for one of a layer's two",

@@ -20,7 +20,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16
 
 
-def element_type(dtype: np.dtype[Any]) -> Any:
+def element_type(dtype: np.dtype) -> Any:
     """Returns a dtype as an ``IOBinding`` takes it: numpy's dtype, or ONNX's number for bfloat16."""
     return _ONNX_BFLOAT16 if dtype == BFLOAT16 else dtype
 
@@ -39,7 +39,7 @@ def value_of(array: np.ndarray, memory: Memory = HOST) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array, *memory)
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any], memory: Memory = HOST) -> Any:
+def empty(shape: tuple[int, ...], dtype: np.dtype, memory: Memory = HOST) -> Any:
     """Allocates an ``OrtValue`` with uninitialized memory of its own."""
     return ort.OrtValue.ortvalue_from_shape_and_type(shape, element_type(np.dtype(dtype)), *memory)
 

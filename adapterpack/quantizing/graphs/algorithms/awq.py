@@ -9,8 +9,6 @@ division stays a ``Mul`` before the product, so that the adapters' branches stil
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
@@ -21,7 +19,7 @@ from ..product import Codes, ConstantProduct, RoundingSetting, output_error
 _EXPONENTS = np.arange(20) / 20
 
 
-def round_awq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
+def round_awq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype) -> Codes:
     """Returns the codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor
     of the inputs.
     """

@@ -8,8 +8,6 @@ factor of its inverse, column ``j`` errs by ``e = (w_j - q_j) / U_jj``, and ever
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
@@ -23,7 +21,7 @@ _LAZY = 128
 """Columns whose corrections of the later columns are applied together, as one matrix product."""
 
 
-def round_gptq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
+def round_gptq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype) -> Codes:
     """Returns the codes of rows ``[out, in]`` for inputs with the mean ``second`` ``[in, in]`` of ``x xᵀ``;
     scales are rounded to ``dtype``.
 

@@ -7,8 +7,6 @@ ruins the block, so each block keeps the better of the fitted grid and of the gr
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
@@ -17,7 +15,7 @@ from ..algorithm import ALGORITHMS, Algorithm
 from ..product import Codes, ConstantProduct, RoundingSetting
 
 
-def round_k_quant(rows: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
+def round_k_quant(rows: np.ndarray, setting: RoundingSetting, dtype: np.dtype) -> Codes:
     """Returns the codes of rows ``[out, in]`` on the better of both grids for each block, with scales rounded
     to ``dtype`` first.
     """
