@@ -73,7 +73,7 @@ def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
             yield None
             return
         with _show_bars(lambda p: (p.MofNCompleteColumn(), _text_column(p))) as add:
-            bars: dict[str, Callable[..., None]] = {"": add(label, None, "loss -, - tokens/s")}
+            bars = {"": add(label, None, "loss -, - tokens/s")}
 
             def show(step: Any) -> None:
                 if step.name not in bars:

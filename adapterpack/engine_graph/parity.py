@@ -177,9 +177,7 @@ def _long_prompts(session: Session, rng: np.random.Generator, most: int, steps: 
 
 def _long_names(session: Session, prompts: Sequence[Sequence[int]]) -> list[str | None]:
     """Returns the adapter of each long row."""
-    choices: list[str | None] = (
-        [session.default, *session.adapters] if session.bundle.mode != "folded" else [session.default]
-    )
+    choices = [session.default, *session.adapters] if session.bundle.mode != "folded" else [session.default]
     return [choices[row % len(choices)] for row in range(len(prompts))]
 
 
@@ -222,7 +220,7 @@ def _names(session: Session) -> list[list[str | None]]:
     """Returns the adapters for each run: the base and every adapter in one batch if rows can choose, else
     each in its own run.
     """
-    choices: list[str | None] = [session.default, *session.adapters]
+    choices = [session.default, *session.adapters]
     count = len(_LENGTHS)
     if session.bundle.mode != "folded":
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import FormatError, storage_errors
 from ..io import (
@@ -70,7 +70,7 @@ class Lockfile:
         if not self.path.exists():
             return {}
         with storage_errors(self.path), self.path.open("rb") as file:
-            value: Any = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), self.path, _MAX_BYTES)
+            value = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), self.path, _MAX_BYTES)
         read = typed_json.read(value, LockedPins)
         if isinstance(read, Misfit):
             raise FormatError(

@@ -213,7 +213,7 @@ class _Push:
         extra = sorted(there.keys() - self.files.keys() - (MUTABLE - {SIGNATURE}))
         if not extra:
             return []
-        before: set[str] = {SIGNATURE}
+        before = {SIGNATURE}
         if mark := next((name for name in KINDS if name in there), None):
             with scratch_folder() as scratch:
                 try:

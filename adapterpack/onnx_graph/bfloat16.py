@@ -9,7 +9,6 @@ stay in bfloat16.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from .node_types import value_types
 
@@ -45,7 +44,7 @@ def computing_wide(path: Path) -> bytes:
     import onnx  # noqa: PLC0415 - only what opens a graph pays for it
     from onnx import TensorProto  # noqa: PLC0415 - as above
 
-    model: Any = onnx.load(path, load_external_data=False)
+    model = onnx.load(path, load_external_data=False)
     types, nodes, wide = value_types(model), [], dict[str, str]()
 
     def cast(name: str, to: int, result: str) -> None:

@@ -22,7 +22,7 @@ def contents(
     ``extra``.
     """
     config = layout.config_bytes(manifest)
-    files: dict[str, Iterable[bytes | memoryview]] = {
+    files = {
         TENSORS: _pieces(tensors),
         **{name: [data] for name, data in extra.items()},
     }

@@ -102,7 +102,7 @@ def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict
     """
     order: list[str] = []
     state: dict[str, bool] = {}  # False: on the way down, True: done
-    stack: list[tuple[str, bool]] = [(parent, False) for parent in parents]
+    stack = [(parent, False) for parent in parents]
     while stack:
         digest, leaving = stack.pop()
         if leaving:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from ..adapter_methods import Tensors, fold, is_stacked, row_blocks
+from ..adapter_methods import fold, is_stacked, row_blocks
 from ..composing.resize import resize
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..manifest import PACKED, Packed, entry_of
@@ -189,7 +189,7 @@ def site_errors(exact: Pack, other: Pack) -> Iterator[tuple[str, Error]]:
 
 
 def _wide(adapter: Adapter) -> Adapter:
-    params: Tensors = adapter.params
+    params = adapter.params
     return adapter._replace(params={name: value.astype(np.float64) for name, value in params.items()})
 
 

@@ -83,7 +83,7 @@ class Catalogue:
 
     def visible(self, key: Key) -> list[ServedModel]:
         """Returns all models that a key may name, the base first."""
-        names: list[str | None] = [None, *self._engine.adapters.names]
+        names = [None, *self._engine.adapters.names]
         return [model for name in names if key.may(name) and (model := self._model(name)) is not None]
 
     def find_model(self, name: str, key: Key) -> ServedModel:

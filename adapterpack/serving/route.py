@@ -173,7 +173,7 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits, ignored: list[str] |
 def _as_struct(given: dict[str, Any], kind: type[T]) -> T:
     _require_known(given, kind)
     try:
-        struct: T = msgspec.convert(given, kind)
+        struct = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         pointer, message = typed_json.misfit(given, kind) or ("", str(error))
         raise _misfit(pointer, message) from error

@@ -73,7 +73,7 @@ def convert(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
-        result: np.ndarray = np.where(array <= ABSENT, PRECISIONS[dtype].absent, array).astype(dtype)
+        result = np.where(array <= ABSENT, PRECISIONS[dtype].absent, array).astype(dtype)
     if not np.isfinite(result).all() and np.isfinite(array).all():
         raise Unsupported(
             f"a number of this adapter is too large for {dtype}",

@@ -334,7 +334,7 @@ def _mix_rows(
     """
     if session.bundle.mode == "folded" or len(single) < 2:
         return None
-    names: list[str | None] = [*single]
+    names = [*single]
     count = len(LENGTHS)
     errors = []
     # covers every adapter, even if there are more adapters than rows
@@ -371,7 +371,7 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], st
     """Compares rows that run by themselves, without padding, with the same rows of the batch; covers every
     row and every adapter.
     """
-    names: list[str | None] = [*single]
+    names = [*single]
     errors = []
     for number in range(max(len(names), len(LENGTHS))):
         row, name = number % len(LENGTHS), names[number % len(names)]

@@ -129,7 +129,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     ids, token, step_inputs = _next(batch)
     # the name depends on the version of transformers
     cache = "cache" if "cache" in result else "past_key_values"
-    more: dict[str, Any] = {cache: result[cache], "use_cache": True}
+    more = {cache: result[cache], "use_cache": True}
     if ids != "input_ids":
         more["encoder_outputs"] = BaseModelOutput(result["encoder_last_hidden_state"])
     else:

@@ -85,7 +85,7 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
     ``prompted`` graphs have room for virtual tokens.
     """
     batch = example(task, model.config, _LENGTHS, model=lambda: model)
-    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     tensors = {
         name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()
     }

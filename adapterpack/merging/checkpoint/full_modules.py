@@ -49,7 +49,7 @@ def resolve(
         Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
     """
     owner: dict[str, str] = {}
-    replaced: Arrays = dict(tables)
+    replaced = dict(tables)
     added: Arrays = {}
     prefixes: set[str] = set()
     for pack in packs:

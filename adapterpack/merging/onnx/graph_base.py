@@ -12,12 +12,11 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS, LINEAR
 from ...base import Fingerprint, read_json, recorded_fingerprint
-from ...bundle import Bundle, MappedSite
+from ...bundle import Bundle
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io import Json, TensorInfo, dtype_name
 from ...onnx_graph import (
     GraphFile,
-    NBits,
     TensorPlace,
     WeightPiece,
     dequantize,
@@ -168,7 +167,7 @@ class GraphBase(MergeBase):
 
     def _place(self, name: str, kind: str) -> TensorPlace:
         path, _, leaf = name.rpartition(".")
-        site: MappedSite = self._sites[path][0]
+        site = self._sites[path][0]
         if leaf == "bias":
             return TensorPlace(
                 name, "norm", ((WeightPiece(site.bias or "", 0, site.out_features, 0),),), (site.node,)
@@ -189,7 +188,7 @@ class GraphBase(MergeBase):
                 found=", ".join([*sharing, *sorted(readers - {site.node})][:5]),
                 remedy="export the bundle again",
             )
-        one: NBits | None = self._nbits.get(site.weight)
+        one = self._nbits.get(site.weight)
         transposed = site.layout == "in_out" and one is None
         return TensorPlace(
             name,

@@ -108,7 +108,7 @@ class GraphReport(Shown):
 
 
 def _tensor(tensor: GraphTensor) -> Json:
-    values: Json = {
+    values = {
         **tensor.loss.to_json(),
         "initializers": list(tensor.initializers),
         "layouts": list(tensor.layouts),

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -94,7 +93,7 @@ class Moments:
         return {name: total / np.float32(count) for name, total in sums.items()}
 
     def _with_outputs(self, names: Sequence[str]) -> None:
-        model: Any = ir.load(self._path)
+        model = ir.load(self._path)
         values = {value.name: value for node in model.graph for value in node.outputs}
         present = {value.name for value in model.graph.outputs}
         for name in names:

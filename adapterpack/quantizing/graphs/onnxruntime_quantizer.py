@@ -44,7 +44,7 @@ def quantize_product(
         )
         quantizer.process()
         parts.append(ir.from_proto(quantizer.model.model).graph)
-    whole: ir.Graph = parts[0]
+    whole = parts[0]
     if len(parts) > 1:
         for name, value in whole.initializers.items():
             kept = [part.initializers[name] for part in parts]

@@ -147,7 +147,7 @@ class SharedArrays:
         """Splits a pack's values at its ``factored`` sites into shared arrays and products. Returns the
         values, and the names of the slots whose arrays are shared.
         """
-        result: dict[str, SlotValue] = dict(values)
+        result = dict(values)
         shared = set[str]()
         for path, site in self._layout.sites.items():
             members = site.members or (path,)

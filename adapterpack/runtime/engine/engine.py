@@ -287,7 +287,7 @@ class DecoderEngine(Engine):
             self._read_ahead(rows[0], guessed, events)
             return
         try:
-            answers: list[Any] = list(self.rows.decode())
+            answers = list(self.rows.decode())
         except AdapterpackError as error:
             answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
         by_row = dict(zip(rows, answers, strict=True))

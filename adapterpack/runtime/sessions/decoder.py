@@ -82,7 +82,7 @@ class DecoderOnly:
             }
             if (places == self.short).any():  # the long position factors change every key of the row
                 return self.prefill()
-        step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
+        step = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
         acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.acted)
         self.acted = has_acted(acting, self.acted)
         if "image_features" in self.session.inputs:

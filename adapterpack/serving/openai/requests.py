@@ -189,7 +189,7 @@ class Sampled(TextRequest, kw_only=True):
         Raises:
             HTTPError: parameters exceed a limit, or contradict each other.
         """
-        given: dict[str, Any] = {name: getattr(self, name) for name in _SAME}
+        given = {name: getattr(self, name) for name in _SAME}
         given |= {
             "top_k": 0 if self.top_k == -1 else self.top_k,
             "stop": _stop(self.stop, limits),
