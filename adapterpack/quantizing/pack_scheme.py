@@ -24,7 +24,7 @@ class PackScheme(NamedTuple):
     decomposed: bool = False
 
 
-PACK_SCHEMES: Registry[PackScheme] = Registry(
+PACK_SCHEMES = Registry(
     "scheme for packs", PackScheme, "adapterpack.pack_schemes", "adapterpack.quantizing.pack_schemes"
 )
 """Name -> scheme. A module of this folder registers the one that it defines."""

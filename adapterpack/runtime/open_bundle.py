@@ -71,7 +71,7 @@ class OpenBundle:
     ) -> None:
         self.folder, self._verify = bundle_folder(bundle), verify
         manifest = manifest_bytes(self.folder)
-        self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
+        self.bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         made_of = self.bundle.parity.get(MADE_OF)
         self.given = Path(made_of) if isinstance(made_of, str) else self.folder
         """The folder that the user knows; that of another tool has its bundle in the cache."""

@@ -39,7 +39,7 @@ class ApiKind:
     options: tuple[str, ...] = ()
 
 
-APIS: Registry[ApiKind] = Registry("API of a server", ApiKind, "adapterpack.apis", "adapterpack.serving.apis")
+APIS = Registry("API of a server", ApiKind, "adapterpack.apis", "adapterpack.serving.apis")
 """Name -> kind of API."""
 
 

@@ -72,7 +72,7 @@ class Catalogue:
             engine.adapters.rename(folded, base)
             base = None
         self._engine, self.created = engine, int(time.time())
-        self.base: str = base or engine.bundle.bundle.base.name or "base"
+        self.base = base or engine.bundle.bundle.base.name or "base"
         self.digest = f"sha256:{hashlib.sha256(manifest_bytes(engine.bundle.folder)).hexdigest()}"
         if self._bare and self.base in engine.adapters.names:
             raise ConfigError(

@@ -74,7 +74,7 @@ class Application:
             thread=engine,
         )
         self._server, self.state, self.thread = server, server.state, server.state.engine
-        self.provider: str = self.thread.engine.bundle.provider
+        self.provider = self.thread.engine.bundle.provider
         self.routes: Mapping[str, RouteSpec] = {
             route.path: route for api in server.apis for route in api.routes if route.body is not None
         }

@@ -238,7 +238,7 @@ class Task:
         return architecture.endswith(self.suffixes) and (self.recognizes is None or self.recognizes(config))
 
 
-TASKS: Registry[Task] = Registry("task", Task, "adapterpack.tasks", "adapterpack.tasks")
+TASKS = Registry("task", Task, "adapterpack.tasks", "adapterpack.tasks")
 """Name -> task."""
 
 

@@ -68,7 +68,5 @@ class Frontend(NamedTuple):
     takes: Callable[[ExportSource], ExportSource] = lambda source: source
 
 
-FRONTENDS: Registry[Frontend] = Registry(
-    "frontend", Frontend, "adapterpack.frontends", "adapterpack.exporting.frontends"
-)
+FRONTENDS = Registry("frontend", Frontend, "adapterpack.frontends", "adapterpack.exporting.frontends")
 """Name -> the frontend; a module of this folder registers the one that it defines."""

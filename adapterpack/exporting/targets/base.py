@@ -59,5 +59,5 @@ class Target(NamedTuple):
             )
 
 
-TARGETS: Registry[Target] = Registry("target", Target, "adapterpack.targets", "adapterpack.exporting.targets")
+TARGETS = Registry("target", Target, "adapterpack.targets", "adapterpack.exporting.targets")
 """Name -> the target; a module of this folder registers the one that it defines."""

@@ -29,6 +29,6 @@ class Algorithm:
     symmetric: frozenset[bool] = frozenset({False, True})
 
 
-ALGORITHMS: Registry[Algorithm] = Registry(
+ALGORITHMS = Registry(
     "algorithm of quantization", Algorithm, "adapterpack.quantization_algorithms", f"{__package__}.algorithms"
 )

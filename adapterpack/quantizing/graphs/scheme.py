@@ -64,7 +64,7 @@ class GraphScheme:
     refused: str = ""
 
 
-GRAPH_SCHEMES: Registry[GraphScheme] = Registry(
+GRAPH_SCHEMES = Registry(
     "quantization scheme for a bundle",
     GraphScheme,
     "adapterpack.quantization_schemes",

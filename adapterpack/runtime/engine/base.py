@@ -166,9 +166,7 @@ class EngineKind:
     engine: type[Engine]
 
 
-ENGINES: Registry[EngineKind] = Registry(
-    "engine", EngineKind, "adapterpack.engines", "adapterpack.runtime.engine"
-)
+ENGINES = Registry("engine", EngineKind, "adapterpack.engines", "adapterpack.runtime.engine")
 """Name -> kind of engine. Each module of this folder that defines one registers it."""
 
 

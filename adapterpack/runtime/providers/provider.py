@@ -41,9 +41,7 @@ class Provider:
     absent: Callable[[], str | None] = _present
 
 
-PROVIDERS: Registry[Provider] = Registry(
-    "provider", Provider, "adapterpack.providers", "adapterpack.runtime.providers"
-)
+PROVIDERS = Registry("provider", Provider, "adapterpack.providers", "adapterpack.runtime.providers")
 
 
 def get_provider(name: str) -> Provider:

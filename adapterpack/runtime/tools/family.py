@@ -54,7 +54,7 @@ class ToolFamily:
     named: str | None = None
 
 
-FAMILIES: Registry[ToolFamily] = Registry(
+FAMILIES = Registry(
     "family of tool calls", ToolFamily, "adapterpack.tool_families", "adapterpack.runtime.tools.families"
 )
 """Name -> family."""

@@ -55,7 +55,7 @@ class EngineThread:
         self.engine, self._stepped = engine, stepped
         self._order = threading.Lock()
         """Guards the queue and ``_admitted``."""
-        self._queue: FairQueue = FairQueue()
+        self._queue = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._admitted: set[ScheduledRow] = set()
         """Rows that have left the queue and have not ended."""

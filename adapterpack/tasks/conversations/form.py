@@ -65,7 +65,7 @@ class DataForm:
         )
 
 
-FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data_forms", __package__)
+FORMS = Registry("form of data", DataForm, "adapterpack.data_forms", __package__)
 """Name -> format."""
 
 

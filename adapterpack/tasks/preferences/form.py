@@ -31,9 +31,7 @@ class PreferenceForm:
     paired: bool = True
 
 
-PREFERENCES: Registry[PreferenceForm] = Registry(
-    "form of preferences", PreferenceForm, "adapterpack.preference_forms", __package__
-)
+PREFERENCES = Registry("form of preferences", PreferenceForm, "adapterpack.preference_forms", __package__)
 """Name -> format."""
 
 
