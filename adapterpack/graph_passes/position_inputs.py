@@ -125,17 +125,11 @@ class PositionInputs:
         dtype, name = queries.dtype or ir.DataType.FLOAT, f"chunks/{size}"
         add = partial(self._add, attention)
         if name not in self._biases:
-            number, zero, one = (
-                self._number(f"{name}/{key}", value)
-                for key, value in (("size", size), ("zero", 0), ("one", 1))
-            )
+            number, zero, one = self._numbers(name, size=size, zero=0, one=1)
             keys = add("Div", f"{name}/of_keys", self._keys(attention, name, zero, one), number)
             rows = add("Div", f"{name}/of_queries", self._queries(attention, name), number)
             own = add("Equal", f"{name}/own", rows, keys)
-            none, hidden = (
-                self._number(f"{name}/{key}", value)
-                for key, value in (("none", np.float32(0)), ("hidden", _lowest(dtype)))
-            )
+            none, hidden = self._numbers(name, none=np.float32(0), hidden=_lowest(dtype))
             shown = add("Where", f"{name}/shown", own, none, hidden)
             heads = add("Unsqueeze", f"{name}/heads", shown, self._number("second_axis", [1]))
             self._biases[name] = [add("Cast", name, heads, to=dtype)]
@@ -177,20 +171,9 @@ class PositionInputs:
         each other beyond the window.
         """
         add, name = partial(self._add, before), f"ahead/{window}"
-        zero, one, none, token, second, third, reach, seen, hidden = (
-            self._number(f"{name}/{key}", value)
-            for key, value in (
-                ("zero", 0),
-                ("one", 1),
-                ("none", -1),
-                ("image", image),
-                ("second", [1]),
-                ("third", [2]),
-                ("reach", window or 0),
-                ("seen", np.float32(0)),
-                ("hidden", _lowest(dtype)),
-            )
-        )
+        zero, one, none, token = self._numbers(name, zero=0, one=1, none=-1, image=image)
+        second, third, reach = self._numbers(name, second=[1], third=[2], reach=window or 0)
+        seen, hidden = self._numbers(name, seen=np.float32(0), hidden=_lowest(dtype))
         types = inputs_of(self.model.graph).get("token_type_ids")
         if types is None:  # tokens of one image have as many other tokens before them
             inside = add("Equal", f"{name}/inside", self._ids, token)
@@ -473,10 +456,7 @@ class PositionInputs:
 
     def _look_up(self, bias: _Bias, value: ir.Value) -> ir.Value:
         name, add = f"bias/{len(self._biases)}", partial(self._add, value.producer())
-        zero, one, last = (
-            self._number(f"{name}/{key}", number)
-            for key, number in (("zero", 0), ("one", 1), ("last", len(bias.rows) - 1))
-        )
+        zero, one, last = self._numbers(name, zero=0, one=1, last=len(bias.rows) - 1)
         queries = self._queries(value.producer(), name)
         places = add("Sub", f"{name}/distances", queries, self._keys(value.producer(), name, zero, one))
         if bias.of_keys:
@@ -555,6 +535,9 @@ class PositionInputs:
 
     def _number(self, name: str, value: ArrayLike) -> ir.Value:
         return constant(self.model, name, np.array(value))
+
+    def _numbers(self, name: str, **values: ArrayLike) -> list[ir.Value]:
+        return [self._number(f"{name}/{key}", value) for key, value in values.items()]
 
     def _add(self, before: ir.Node, op: str, name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         node = named_node(op, f"{PREFIX}{before.name}/{name}", *inputs, **attributes)

@@ -119,14 +119,14 @@ def bundle_of(graph: GraphFile, told: Config) -> Bundle:
     slots = slots_of(graph)
     _require_known(graph, {slot.name for slot in slots.values()})
     if needed := sorted(slot.name for slot in slots.values() if not slot.has_default):
-        raise _untold("inputs that an adapter must fill", graph.path, needed[0], "inputs with a default")
+        raise _untold("inputs that an adapter must fill", graph, needed[0], "inputs with a default")
     modules = {path for path, field in slots if {(path, "down"), (path, "up")} <= slots.keys()}
     sites = {}
     for path in sorted(modules):
         down, up = slots[path, "down"], slots[path, "up"]
         sizes = (down.shape[1 if down.turned else 0], up.shape[0 if up.turned else 1])
         if None in sizes:
-            raise _untold("the width of a module", graph.path, path, "inputs of a fixed width")
+            raise _untold("the width of a module", graph, path, "inputs of a fixed width")
         sites[path] = MappedSite(
             path=path,
             node="",
@@ -147,7 +147,7 @@ def bundle_of(graph: GraphFile, told: Config) -> Bundle:
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.HasField("dim_value"):
                 if type(told.get(size)) is not int:
-                    raise _untold("the size of its caches", graph.path, value.name, f"{size} in {GENAI_FILE}")
+                    raise _untold("the size of its caches", graph, value.name, f"{size} in {GENAI_FILE}")
                 extent.dim_value = told[size]
     return Bundle(
         mode="inputs",
@@ -173,15 +173,13 @@ def _require_known(graph: GraphFile, slots: Iterable[str]) -> None:
     inputs = {value.name for value in graph.model.graph.input} - defaults - {*slots}
     caches = {name for name in inputs if _CACHE.fullmatch(name)}
     if other := sorted(inputs - caches - _FED):
-        raise _untold("an input", graph.path, other[0], f"{', '.join(sorted(_FED))}, {PAST}N.key and .value")
+        raise _untold("an input", graph, other[0], f"{', '.join(sorted(_FED))}, {PAST}N.key and .value")
     outputs = {value.name for value in graph.model.graph.output}
     wanted = {"logits", *(PRESENT + name.removeprefix(PAST) for name in caches)}
     if missing := sorted(({"input_ids"} - inputs) | (wanted - outputs)):
-        raise _untold(
-            "what it takes and gives", graph.path, f"no {missing[0]}", ", ".join(sorted(wanted)[:5])
-        )
+        raise _untold("what it takes and gives", graph, f"no {missing[0]}", ", ".join(sorted(wanted)[:5]))
     if not caches:
-        raise _untold("its cache", graph.path, "none", f"inputs such as {PAST}0.key")
+        raise _untold("its cache", graph, "none", f"inputs such as {PAST}0.key")
 
 
 def _padding(graph: GraphFile) -> str:
@@ -193,7 +191,7 @@ def _padding(graph: GraphFile) -> str:
     if "position_ids" in {value.name for value in graph.model.graph.input}:
         return "left"
     if not any(node.op_type == "GroupQueryAttention" for node in graph.model.graph.node):
-        raise _untold("how it counts positions", graph.path, "no position_ids", "GroupQueryAttention")
+        raise _untold("how it counts positions", graph, "no position_ids", "GroupQueryAttention")
     return "right"
 
 
@@ -235,10 +233,10 @@ def _describe(model: Config, told: Config, out: Path) -> None:
             (out / name).write_bytes(strict_json.canonical(value))
 
 
-def _untold(what: str, where: Path, found: object, expected: str) -> Unsupported:
+def _untold(what: str, graph: GraphFile, found: object, expected: str) -> Unsupported:
     return Unsupported(
         f"the graph of another tool does not tell {what}",
-        where=where,
+        where=graph.path,
         found=found,
         expected=expected,
         remedy="make a bundle of the base and the adapters: adapterpack export BASE ADAPTERS -o BUNDLE",

@@ -199,10 +199,7 @@ def prove(
         NothingToDo: by its canary, an adapter has no effect.
     """
     session, task = Session(folder, provider="cpu", mapped=True, verify="off"), source.task
-    tolerance, left = (
-        precision(session.bundle.dtype).tolerance,
-        task.pads_left and session.bundle.padding == "left",
-    )
+    tolerance = precision(session.bundle.dtype).tolerance
     batch = _batch(session, source, lambda: model)
     errors: dict[str, Errors] = {}
     outputs: dict[str | None, Arrays] = {}
@@ -229,7 +226,11 @@ def prove(
         found = _compare(session.run(other), expected, other, folder)
         why = f"the graph disagrees with torch for images of {other['pixel_values'].shape[2:]}"
         require_close(why, found.error, found.scale, tolerance, folder.name)
-    long = prove_long_rows(session, source, model, plan.whole, tolerance, left) if plan.whole else {}
+    long = (
+        prove_long_rows(session, source, model, plan.whole, tolerance, session.pads_left)
+        if plan.whole
+        else {}
+    )
     return {
         "tolerance": tolerance,
         "batch": list(LENGTHS),
@@ -244,9 +245,10 @@ def prove(
 
 def _batch(session: Session, source: ExportSource, model: Callable[[], Any]) -> Arrays:
     """Returns the ragged batch of a proof."""
-    left = source.task.pads_left and session.bundle.padding == "left"
     rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
-    return example(source.task, config_of(source.folder), acts=rules, bare=BARE, left=left, model=model)
+    return example(
+        source.task, config_of(source.folder), acts=rules, bare=BARE, left=session.pads_left, model=model
+    )
 
 
 def _outer(session: Session, answer: Arrays) -> Arrays:
@@ -350,11 +352,6 @@ def _mix_rows(
     return float(np.max(errors))
 
 
-def _image_token(session: Session) -> int | None:
-    """Returns the token of images in texts, None for a model without any."""
-    return session.image_token if "image_features" in session.task.main.inputs else None
-
-
 def _other_size(session: Session, batch: Arrays) -> Arrays:
     """Returns a batch with images of another height and width, if the graph takes any; each is a multiple of
     one of the first.
@@ -372,10 +369,11 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], st
     row and every adapter.
     """
     names = [*single]
+    image_token = session.image_token if "image_features" in session.task.main.inputs else None
     errors = []
     for number in range(max(len(names), len(LENGTHS))):
         row, name = number % len(LENGTHS), names[number % len(names)]
-        alone = session.run(row_of(batch, row, _image_token(session)), name)
+        alone = session.run(row_of(batch, row, image_token), name)
         steps.tick()
         for key, together in single[name].items():
             real = real_positions(key, together, batch | single[name])

@@ -166,16 +166,20 @@ class _TiledImages(ImageLayout):
         return np.concatenate([base, lines.reshape(-1, tiles.shape[2])]).astype(tiles.dtype, copy=False)
 
 
-class _PatchedImages(ImageLayout):
-    """Images of any size as rows of patches: ``pixel_values`` ``[patches, width]`` with the grid of each
-    image, ``image_grid_thw`` ``[images, 3]``, in patches; one image a pass. Blocks of ``spatial_merge_size``
-    squared patches become one feature, and lie together.
-    """
+class _Patches(ImageLayout):
+    """Images of any size as patches."""
 
     fixed = False
 
     def whole(self, given: Arrays) -> Arrays:
         return given
+
+
+class _PatchedImages(_Patches):
+    """Images of any size as rows of patches: ``pixel_values`` ``[patches, width]`` with the grid of each
+    image, ``image_grid_thw`` ``[images, 3]``, in patches; one image a pass. Blocks of ``spatial_merge_size``
+    squared patches become one feature, and lie together.
+    """
 
     def lengths(self, given: Arrays) -> list[int]:
         return [int(grid.prod()) // self._merge**2 for grid in given[GRIDS]]
@@ -259,16 +263,11 @@ class _PatchedImages(ImageLayout):
         }
 
 
-class _PooledPatches(ImageLayout):
+class _PooledPatches(_Patches):
     """Images of any size as patches, ``pixel_values`` ``[images, most, width]`` with the column and row of
     each, ``image_position_ids`` ``[images, most, 2]``, which are -1 at padding; one image a pass. Blocks of
     ``pooling_kernel_size`` squared patches become one feature, and lie together.
     """
-
-    fixed = False
-
-    def whole(self, given: Arrays) -> Arrays:
-        return given
 
     def lengths(self, given: Arrays) -> list[int]:
         counts = (given[PLACES] >= 0).all(2).sum(1)
