@@ -19,37 +19,33 @@ from .targets import Logprobs, Responder, open_server
 
 BASE = CheckRule(
     "AC101",
-    "error",
     "Without the adapter the target answers as the base that the pack was made for.",
     "give the target the base that the pack names",
-    BaseMismatch,
+    error=BaseMismatch,
 )
 ROUNDED = CheckRule(
     "AC102",
-    "warning",
     "The target's base is no coarser than half precision.",
     "nothing, if its weights are quantized; else give it the base that the pack names",
+    "warning",
 )
 NO_EFFECT = CheckRule(
     "AC201",
-    "error",
     "The adapter changes the target's answers.",
     "check that the target loaded it, and that the request names it",
-    NothingToDo,
+    error=NothingToDo,
 )
 PARTLY = CheckRule(
     "AC202",
-    "error",
     "The whole adapter acts, as strongly as when it was made.",
     "check alpha, rank, rsLoRA, the scale of the request, and the names of the adapter's modules",
-    ParityError,
+    error=ParityError,
 )
 OTHER = CheckRule(
     "AC203",
-    "error",
     "The adapter changes the answers as it did when it was made.",
     "check that the target loaded this pack, and that its factors are the right way round",
-    ParityError,
+    error=ParityError,
 )
 
 _MORE_ROWS = 6
@@ -69,6 +65,8 @@ _AMPLIFIED = 3.0
 """How many times the rounding of the base's answers the change may be off: the most measured is 2.3."""
 _ENOUGH = 6
 """How many answers more than rows tell one effect from another: the mean of a row says nothing."""
+_UNMOVED = 1e-6
+"""Answers with and without the adapter that differ by less, relative to the largest logit, are the same."""
 _TELLING = 0.5
 """Beyond this share of the effect, one effect cannot be told from another."""
 
@@ -223,7 +221,7 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Conclusio
     told = max((_OFF_EXACTLY if exact else _OFF) * strength, _AMPLIFIED * rounds)
     moved = _rms(_changes(rows, [row.pack for row in rows], True)[0]) if errors else _rms(shown)
     base = off if errors else "it was asked with the adapter only"
-    if moved <= (_OFF_EXACTLY * max(strength, rounds) if errors else told):
+    if moved <= (max(_OFF_EXACTLY * strength, _UNMOVED * size) if errors else told):
         return Conclusion((*findings, NO_EFFECT.at(where, "the adapter has no effect")), (), base)
     if len(shown) - len(rows) < _ENOUGH:
         doubt = (

@@ -26,8 +26,10 @@ _SECONDS = 120
 _SHOWN = 20
 """How many likely tokens to ask for: as many as vLLM shows unless it is told otherwise."""
 _SHOWN_BY_LLAMA = 1000
-_ENOUGH_FOR_TEXT = 4
-"""Tokens that make a character: llama.cpp shows nothing of a token that is only a part of one."""
+_ANY_LETTER = "root ::= [a-z]"
+"""What llama.cpp answers, which does not change the log-probabilities: of a token that ends the text, or is
+only a part of a character, it shows nothing.
+"""
 T = TypeVar("T")
 
 
@@ -146,10 +148,9 @@ def _llama_cpp(connection: Connection, model: str) -> Responder:
     def ask(scale: float) -> Ask:
         scales = [{"id": one, "scale": scale if name == model else 0.0} for name, one in numbers.items()]
         options = {
-            "n_predict": _ENOUGH_FOR_TEXT,
+            "n_predict": 1,
             "n_probs": _SHOWN_BY_LLAMA,
-            "temperature": 0,
-            "ignore_eos": True,
+            "grammar": _ANY_LETTER,
             "cache_prompt": False,
             "lora": scales,
         }

@@ -58,6 +58,7 @@ def serve(
     threads: int | None = None,
     max_rows: int | None = None,
     max_length: int | None = None,
+    draft: StrPath | None = None,
     deterministic: bool = False,
     limits: ServerLimits | None = None,
     watch: float | None = None,
@@ -83,8 +84,8 @@ def serve(
     standard error. ``sampling`` is the source of parameters that a request for text leaves out: ``model``
     (the default) or ``greedy``. Requests of one key share cached prompt prefixes; with ``share_prefixes``
     those of all keys do, which can then find out from response times what others have asked. ``max_rows``,
-    ``max_length`` and ``deterministic`` are the engine's. ``ready`` is called once the server takes requests;
-    ``port`` 0 picks a free one. On SIGTERM and Ctrl-C the server first finishes its answers.
+    ``max_length``, ``draft`` and ``deterministic`` are the engine's. ``ready`` is called once the server
+    takes requests; ``port`` 0 picks a free one. On SIGTERM and Ctrl-C the server first finishes its answers.
 
     With ``watch`` it checks the folders and lock files every so many seconds, and loads, replaces or unloads
     what has changed there. With ``require_signature``, a list of key files, a pack needs a signature of one
@@ -121,7 +122,7 @@ def serve(
     if tls is None and (not is_loopback(host) or (admin is not None and open_to_others(admin))):
         _LOG.warning(IN_THE_CLEAR)
     allow_more_files()  # of loaded packs, and of connections
-    size = {"max_rows": max_rows, "max_length": max_length}
+    size = {"max_rows": max_rows, "max_length": max_length, "draft": draft and folder_of(draft)}
     server = assemble(
         Engine(
             served_folder(folder_of(bundle)),

@@ -120,6 +120,12 @@ def _adapter(path: str) -> Any:
     "The most tokens of a prompt and its answer; by default the model's context, for texts at most 4096.",
     type=click.IntRange(min=1),
 )
+@option(
+    "--draft",
+    "BUNDLE",
+    "Let a faster bundle, of the same base in fewer bits or of a smaller model with the same tokens, guess "
+    "the next tokens of a request that runs alone; its answer stays the same.",
+)
 @flag(
     "--deterministic",
     "Answer with the same bits whatever runs beside a request: a step costs as much as one of --max-rows "

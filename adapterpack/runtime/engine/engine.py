@@ -40,6 +40,7 @@ from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .canary_replay import replay_resident
+from .draft_model import DRAFTED, DraftModel
 from .model_runner import ModelRunner
 from .requests import Event, Request, SequenceState
 from .sources import source_of
@@ -64,7 +65,8 @@ class DecoderEngine(Engine):
     bytes of adapters that stay in memory without a running row, and ``prefix_budget`` the most bytes of keys
     and values, in host memory, that are kept for prompts with the same beginning. A row that runs alone
     reads up to ``lookup_tokens`` tokens ahead (:mod:`..generation.prompt_lookup`), 0 for none; its answer is
-    the same but for the noise between passes of one token and of several.
+    the same but for the noise between passes of one token and of several. What its text does not suggest, the
+    ``draft`` guesses (:mod:`.draft_model`): a bundle of the same base in fewer bits, or of a smaller model.
 
     ``deterministic``: a row's logits have the same bits whatever runs beside it, since every step has the
     shape of a full batch: a step of few rows costs as much as one of ``max_rows``, and no prefix is shared
@@ -92,6 +94,7 @@ class DecoderEngine(Engine):
         adapter_budget: int = 1 << 30,
         prefix_budget: int = 256 << 20,
         lookup_tokens: int = LOOKUP_TOKENS,
+        draft: StrPath | OpenBundle | None = None,
         deterministic: bool = False,
         verify: str = "cached",
     ) -> None:
@@ -118,6 +121,11 @@ class DecoderEngine(Engine):
             deterministic,
         )
         self.lookup_tokens, self.deterministic = 0 if deterministic else lookup_tokens, deterministic
+        if draft is not None and deterministic:
+            raise Unsupported("a deterministic engine reads no token ahead", remedy="leave the draft out")
+        self.draft = draft and DraftModel(
+            draft, self.bundle, reader.layout, provider, threads, self.max_length, prefix_budget
+        )
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._prompts_next = False
 
@@ -307,12 +315,15 @@ class DecoderEngine(Engine):
         """
         row, request = rows[0], rows[0].request
         alone = len(rows) == 1 and not self.rows.reading and request.answer.width == 1
-        if not alone or row.features or not self.lookup_tokens:
+        if not alone or row.features or not (self.lookup_tokens or self.draft):
             return []
         if request.lookup is None:
             request.lookup = PromptLookup(row.prompt, self.lookup_tokens)
         request.lookup.extend([*row.answered, row.next_token][len(request.lookup) - len(row.prompt) :])
         guessed: list[int] = request.lookup.guess()
+        self._length = request.lookup.length
+        if not guessed and self.draft and self.rows.can_read_ahead(row, DRAFTED):
+            guessed, self._length = self.draft.guess(row), self.draft.length
         return guessed if self.rows.can_read_ahead(row, len(guessed)) else []
 
     def _read_ahead(self, row: SequenceState, guessed: Sequence[int], events: list[Event]) -> None:
@@ -334,7 +345,7 @@ class DecoderEngine(Engine):
             if request.answer.reason is not None or row.next_token != guess:
                 break
             right += 1
-        request.lookup.judge(len(guessed), right)
+        self._length.judge(len(guessed), right)
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:

@@ -3,6 +3,7 @@ from .answer import AnswerRequest as AnswerRequest
 from .answer import Ending as Ending
 from .beam_search import BeamAnswer as BeamAnswer
 from .grammar_check import DEFAULTS as DEFAULTS
+from .prompt_lookup import GuessLength as GuessLength
 from .prompt_lookup import PromptLookup as PromptLookup
 from .sampler import SampledToken as SampledToken
 from .sampler import TokenMask as TokenMask

@@ -18,11 +18,35 @@ _MOST_SKIPPED = 64
 """The most tokens without a guess after guesses that were all wrong."""
 
 
-class PromptLookup:
-    """The tokens of one row, and where runs of them occurred last; guesses at most ``most`` at a time.
+class GuessLength:
+    """How many tokens to guess, at most ``most``: twice as many where all were right, and half as many where
+    few were. After guesses that were all wrong there is none for a while, twice as long each time, so that a
+    row whose tokens cannot be guessed costs almost nothing.
+    """
 
-    After a guess that was all wrong it makes none for a while, twice as long each time, so that a row that
-    never repeats itself costs almost nothing. What it guesses depends on the tokens alone.
+    def __init__(self, most: int) -> None:
+        self._most, self._length, self._skip, self._skipped = most, min(_FIRST, most), 0, 0
+
+    def next(self) -> int:
+        """Returns how many tokens to guess now."""
+        if self._skip:
+            self._skip -= 1
+            return 0
+        return self._length
+
+    def judge(self, guessed: int, right: int) -> None:
+        """Takes in how many of the guessed tokens were right."""
+        if right == guessed:
+            self._length = min(2 * self._length, self._most)
+        elif 2 * right < guessed:
+            self._length = max(self._length // 2, 1)
+        self._skipped = 0 if right else min(2 * self._skipped + 1, _MOST_SKIPPED)
+        self._skip = self._skipped
+
+
+class PromptLookup:
+    """The tokens of one row, and where runs of them occurred last; guesses at most ``most`` at a time
+    (``length``). What it guesses depends on the tokens alone.
 
     Example:
         >>> PromptLookup([1, 2, 3, 4, 9, 1, 2, 3], most=8).guess()
@@ -33,7 +57,7 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         self._start: int | None = None
-        self._most, self._length, self._skip, self._skipped = most, min(_FIRST, most), 0, 0
+        self.length = GuessLength(most)
         self.extend(tokens)
 
     def __len__(self) -> int:
@@ -50,18 +74,7 @@ class PromptLookup:
 
     def guess(self) -> list[int]:
         """Returns the guessed next tokens, none where the last tokens are new or guesses have been wrong."""
-        if self._skip:
-            self._skip -= 1
-            return []
-        followed = [] if self._start is None else self._tokens[self._start : self._start + self._length]
+        count = self.length.next()
+        followed = [] if self._start is None else self._tokens[self._start : self._start + count]
         # a run that ends with the last token goes round
-        return (followed * self._length)[: self._length]
-
-    def judge(self, guessed: int, right: int) -> None:
-        """Takes in how many of the guessed tokens were right."""
-        if right == guessed:
-            self._length = min(2 * self._length, self._most)
-        elif 2 * right < guessed:
-            self._length = max(self._length // 2, 1)
-        self._skipped = 0 if right else min(2 * self._skipped + 1, _MOST_SKIPPED)
-        self._skip = self._skipped
+        return (followed * count)[:count]
