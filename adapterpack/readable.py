@@ -28,6 +28,17 @@ def number(value: object) -> float | None:
     return float(value)
 
 
+def figure(value: object, form: str = ".3g") -> str:
+    """Formats a number, by default with three digits.
+
+    Example:
+        >>> figure(0.12345), figure(2, ".1f"), figure(None)
+        ('0.123', '2.0', 'n/a')
+    """
+    known = number(value)
+    return MISSING if known is None else format(known, form)
+
+
 def percent(value: object) -> str:
     """Formats a share between 0 and 1 as a percentage with one decimal.
 

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from statistics import median_low
 from typing import Any
 
-from ..readable import MISSING, count, number, percent
+from ..readable import count, figure, number, percent
 from .chart import Chart, line_charts
 from .page import Card, render
 
@@ -77,7 +77,7 @@ def worst_sites(result: Result, most: int) -> Table:
         combined = figures["combined"]
         return [
             name,
-            share(combined["relative_norm"]) if based else short(combined["norm"]),
+            share(combined["relative_norm"]) if based else figure(combined["norm"]),
             *(_pair_figures(figures) if pairs else [decimal(ranks[0] if ranks else None, 1)]),
             *(percent(figures["fold"].get(dtype, {}).get("relative_error")) for dtype in result["dtypes"]),
         ]
@@ -130,20 +130,13 @@ def _effective_rank(result: Result, index: int) -> float | None:
 
 def decimal(value: object, digits: int = 2) -> str:
     """Formats a number with ``digits`` decimals, or states that it is missing."""
-    figure = number(value)
-    return MISSING if figure is None else f"{figure:z.{digits}f}"
-
-
-def short(value: object) -> str:
-    """Formats a number with three digits, or states that it is missing."""
-    figure = number(value)
-    return MISSING if figure is None else f"{figure:.3g}"
+    return figure(value, f"z.{digits}f")
 
 
 def share(value: object) -> str:
     """Formats a share that may be far below one percent."""
-    figure = number(value)
-    return MISSING if figure is None else f"{100 * figure:.2g} %" if figure < 0.1 else percent(figure)
+    known = number(value)
+    return percent(value) if known is None or known >= 0.1 else f"{100 * known:.2g} %"
 
 
 def _names(result: Result) -> list[str]:
@@ -161,7 +154,7 @@ def _cards(result: Result) -> list[Card]:
         ),
         Card(
             "size of the sum" if many else "size of the change",
-            short(total["combined"]["norm"]) if relative is None else share(relative),
+            figure(total["combined"]["norm"]) if relative is None else share(relative),
             "Frobenius norm" if relative is None else "of the weights' norm",
         ),
     ]
@@ -186,7 +179,7 @@ def _changes(result: Result) -> Table:
         "method": [pack["method"] for pack in result["packs"]],
         "sites": [f"{pack['sites']:,}" for pack in result["packs"]],
         **({"weight": [f"{pack['weight']:.3g}" for pack in result["packs"]]} if many else {}),
-        "norm": list(map(short, total["norms"])),
+        "norm": list(map(figure, total["norms"])),
         **({"of base": list(map(share, total["relative_norms"]))} if based else {}),
         "effective rank": [decimal(_effective_rank(result, at), 1) for at in range(len(result["packs"]))],
         **({"kept by the sum": list(map(decimal, total["retained"]))} if many else {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..readable import MISSING, number, percent, size
+from ..readable import MISSING, figure, percent, size
 from .page import Card, render
 
 Result = Mapping[str, Any]
@@ -24,11 +24,11 @@ def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """
     columns: list[tuple[str, Any]] = [
         ("size", lambda form: size(form["bytes"])),
-        ("perplexity", lambda form: _plain(form["perplexity"], ".4g", 4)),
+        ("perplexity", _perplexity),
         (_right(result), lambda form: percent(form["right"])),
         ("agreement", lambda form: percent(form["agreement"])),
-        ("tokens/s", lambda form: _plain(form["decode"], ".1f")),
-        ("tokens/s read", lambda form: _plain(form["prefill"], ".0f")),
+        ("tokens/s", lambda form: figure(form["decode"], ".1f")),
+        ("tokens/s read", lambda form: figure(form["prefill"], ".0f")),
     ]
     made = [form for form in result["forms"] if form["reason"] is None]
     columns = [(name, shown) for name, shown in columns if any(shown(form) != MISSING for form in made)]
@@ -89,7 +89,12 @@ def _named(form: Result) -> str:
 
 
 def _quality(form: Result) -> str:
-    return f"perplexity {_plain(form['perplexity'], '.4g', 4)}"
+    return f"perplexity {_perplexity(form)}"
+
+
+def _perplexity(form: Result) -> str:
+    """Formats the perplexity of a form with four digits, zeros among them."""
+    return figure(form["perplexity"], "#.4g").rstrip(".")
 
 
 def _right(result: Result) -> str:
@@ -98,11 +103,3 @@ def _right(result: Result) -> str:
 
 def _speed(form: Result) -> float:
     return float(form["decode"] if form["decode"] is not None else form["prefill"])
-
-
-def _plain(value: object, form: str, digits: int = 0) -> str:
-    """Formats a number, with trailing zeros up to ``digits`` decimals."""
-    figure = number(value)
-    if figure is None:
-        return MISSING
-    return f"{figure:#{form}}".rstrip(".") if digits else f"{figure:{form}}"

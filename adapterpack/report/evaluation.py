@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..io import Json
-from ..readable import MISSING, number, things
+from ..readable import MISSING, figure, things
 from .page import render
 
 Result = Mapping[str, Any]
@@ -61,13 +61,8 @@ def _figure(one: Result | None) -> str:
     if one is None or one["value"] is None:
         return MISSING
     if one["low"] is None:
-        return _short(one["value"])
-    return f"{_short(one['value'])} ({_short(one['low'])} to {_short(one['high'])}){_gain(one)}"
-
-
-def _short(value: object) -> str:
-    figure = number(value)
-    return MISSING if figure is None else f"{figure:.3g}"
+        return figure(one["value"])
+    return f"{figure(one['value'])} ({figure(one['low'])} to {figure(one['high'])}){_gain(one)}"
 
 
 def _gain(one: Result) -> str:
@@ -98,7 +93,7 @@ def _confusion_map(model: Result) -> Json:
 def _row(row: Result) -> list[tuple[str, str]]:
     """Returns what the page shows of a row: names and texts."""
     measures = ", ".join(
-        f"{name.replace('_', ' ')} {_short(value)}" for name, value in row["measures"].items()
+        f"{name.replace('_', ' ')} {figure(value)}" for name, value in row["measures"].items()
     )
     texts = (("asked", row["asked"]), ("right", row["expected"]), ("answer", row["answer"]))
     return [("row", f"{row['row']}: {measures}"), *((name, str(text)[:_LONGEST]) for name, text in texts)]

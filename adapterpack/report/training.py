@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..manifest import settings_of
-from ..readable import MISSING, count, number, seconds, size
+from ..readable import count, figure, seconds, size
 from .chart import TONES, Chart, Points, line_charts
 from .inspection import list_facts
 from .page import Card, render
@@ -43,7 +43,12 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Mapping[str, Points
                 "name": pack["name"],
                 "facts": list_facts({key: pack[key] for key in _TOLD if key in pack}),
                 "metrics": [
-                    [one.get("name"), _figure(one.get("value")), count(one.get("n")), one.get("dataset")]
+                    [
+                        one.get("name"),
+                        figure(one.get("value"), ".4g"),
+                        count(one.get("n")),
+                        one.get("dataset"),
+                    ]
                     for one in pack["metrics"]
                 ],
                 "settings": [fact for fact in list_facts(settings_of(pack["training"])) if fact[1] != "none"],
@@ -64,7 +69,7 @@ def live_report(steps: Mapping[str, Step], losses: Mapping[str, Points]) -> str:
         figures=now
         and [
             Card("step", f"{now.done:,}", f"of {now.total:,}, {name}"),
-            Card("loss", _figure(now.loss), "of the last steps"),
+            Card("loss", figure(now.loss, ".4g"), "of the last steps"),
             *([Card("speed", f"{now.speed:,.0f}", "tokens a second")] if now.speed else []),
             Card("time left", seconds(now.left)),
         ],
@@ -122,17 +127,14 @@ def _figures(pack: Mapping[str, Any], many: bool) -> list[Card]:
     return [
         Card(
             f"final loss{place}",
-            _figure(training.get("final_loss")),
+            figure(training.get("final_loss"), ".4g"),
             f"after {count(training.get('steps'))} steps",
         ),
         *(
-            Card(f"{one.get('name')}{place}", _figure(one.get("value")), f"on {count(one.get('n'))} rows")
+            Card(
+                f"{one.get('name')}{place}", figure(one.get("value"), ".4g"), f"on {count(one.get('n'))} rows"
+            )
             for one in pack["metrics"][:1]
         ),
         Card(f"pack{place}", size(pack.get("bytes")), f"{count(pack.get('parameters'))} numbers"),
     ]
-
-
-def _figure(value: object) -> str:
-    figure = number(value)
-    return MISSING if figure is None else f"{figure:.4g}"
