@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from .data import Encoded, Labels, Row, file_of, report_of
-from .one_pass import NoOptions, OnePass, PreparedRow
+from .one_pass import OnePass, PreparedRow
 from .session import RowInputs
 from .sounds import positions_of
 from .task import MAIN, SOUND, TASKS, Part, Task, TaskTraining
@@ -16,7 +16,7 @@ _HEARS = {"conv_dim", "num_mel_bins", "feature_projection_input_dim"}
 """Fields of the configs of models that hear; names of classes alone do not tell them from models of texts."""
 
 
-def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
+def prepare(session: RowInputs, row: Row, options: object) -> PreparedRow:
     """Prepares a recording."""
     (inputs,) = session.sounds([file_of(row, "audio")])
     return PreparedRow(inputs, positions=positions_of(inputs))

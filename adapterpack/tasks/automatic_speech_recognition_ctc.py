@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, excerpt
-from .data import Encoded, Labels, Result, Row, file_of, report_of
+from .audio_classification import prepare
+from .data import Encoded, Labels, Result, Row, report_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
-from .sounds import FRAMES, positions_of
+from .sounds import FRAMES
 from .task import MAIN, SOUND, TASKS, Part, Task, TaskTraining
 
 
@@ -29,12 +30,6 @@ class SpeechOptions:
             raise ConfigError(
                 "this must be true or false", where="timestamps", found=excerpt(self.timestamps)
             )
-
-
-def prepare(session: RowInputs, row: Row, options: SpeechOptions) -> PreparedRow:
-    """Prepares a recording."""
-    (inputs,) = session.sounds([file_of(row, "audio")])
-    return PreparedRow(inputs, positions=positions_of(inputs))
 
 
 def result(

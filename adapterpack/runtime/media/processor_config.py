@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...adapter_methods import is_number
 from ...errors import ConfigError, Unsupported
 from ...io import Config, Json, without_none
 from ..text import read_object
@@ -211,7 +211,7 @@ def preparation(folder: Path) -> Preparation:
         (size["height"], size["width"]) if "height" in size else None,
         read("resample", f"0 to {last}", lambda number: type(number) is int and number in _FILTERS),
         (crop["height"], crop["width"]) if crop else None,
-        float(read("rescale_factor", "a number", _is_finite)) if config["do_rescale"] else 1.0,
+        float(read("rescale_factor", "a number", is_number)) if config["do_rescale"] else 1.0,
         mean,
         std,
         resized,
@@ -224,8 +224,4 @@ def _is_size(forms: Sequence[set[str]], size: Any) -> bool:
 
 
 def _are_moments(channels: Any) -> bool:
-    return isinstance(channels, list | tuple) and len(channels) == 3 and all(map(_is_finite, channels))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(channels, list | tuple) and len(channels) == 3 and all(map(is_number, channels))
