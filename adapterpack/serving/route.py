@@ -223,9 +223,9 @@ class RouteSpec(NamedTuple):
     handler: Handler
     access: Literal["open", "key", "admin"]
     summary: str
-    body: type[Any] | None = None
-    answer: type[Any] | None = None
-    event: type[Any] | None = None
+    body: type | None = None
+    answer: type | None = None
+    event: type | None = None
     errors: ErrorForm = OPENAI
     example: Mapping[str, Any] | None = None
     quiet: bool = False

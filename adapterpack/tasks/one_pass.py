@@ -53,7 +53,7 @@ class OnePass:
 
     prepare: Callable[[RowInputs, Row, Any], PreparedRow]
     result: Callable[[RowInputs, PreparedRow, Arrays, RowHead, Any], Result]
-    options: type[Any] = NoOptions
+    options: type = NoOptions
 
     def options_of(self, given: Mapping[str, Any]) -> Any:
         """Checks the options of a request and returns them.

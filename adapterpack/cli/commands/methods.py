@@ -116,7 +116,7 @@ def _describe(method: Any) -> Json:
     }
 
 
-def _hyperparameters(config: type[Any]) -> list[Json]:
+def _hyperparameters(config: type) -> list[Json]:
     types = types_of_fields(config)
     return [
         {"name": field.name, "type": _type_name(types[field.name]), "default": _default(field)}

@@ -79,7 +79,7 @@ def details(refused: HTTPError) -> ErrorAnswer:
 class ErrorForm(NamedTuple):
     """How an API writes errors: the struct of the body, and a function that makes it."""
 
-    struct: type[Any]
+    struct: type
     of: Callable[[HTTPError], Any]
 
 

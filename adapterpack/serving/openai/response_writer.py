@@ -58,7 +58,7 @@ class ResponseWriter:
     ``usage`` so far if it counts ``on``. A writer that ``waits`` starts a row once its prompt has been read.
     """
 
-    chunk: type[Any]
+    chunk: type
     end = DONE
     waits = on = False
     usage: Usage | None = None
