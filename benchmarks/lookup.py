@@ -6,6 +6,7 @@ the answer took. Answers are greedy, and have to be the same.
 
     python benchmarks/lookup.py bundle
     python benchmarks/lookup.py bundle --adapter tickets --tokens 256 --json
+    python benchmarks/lookup.py bundle --draft bundle-int8
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def main() -> None:
     )
     parser.add_argument("bundle")
     parser.add_argument("--adapter")
+    parser.add_argument("--draft", help="a bundle that guesses what the text does not suggest")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
@@ -70,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     engines = {
         name: Engine(args.bundle, "cpu", threads=args.threads, max_rows=1, prefix_budget=0, **options)
-        for name, options in (("single", {"lookup_tokens": 0}), ("ahead", {}))
+        for name, options in (("single", {"lookup_tokens": 0}), ("ahead", {"draft": args.draft}))
     }
     report: dict[str, Any] = {}
     for task, prompt in TASKS.items():

@@ -35,18 +35,18 @@ def test_guesses_grow_shrink_and_stop() -> None:
     lookup, lengths = PromptLookup(REPEATED * 4, 8), []
     for _ in range(4):
         lengths.append(len(lookup.guess()))
-        lookup.judge(lengths[-1], lengths[-1])
+        lookup.length.judge(lengths[-1], lengths[-1])
     assert lengths == [3, 6, 8, 8]
-    lookup.judge(8, 1)
+    lookup.length.judge(8, 1)
     assert len(lookup.guess()) == 4
     pauses = []
     for _ in range(9):
-        lookup.judge(4, 0)
+        lookup.length.judge(4, 0)
         pauses.append(0)
         while not lookup.guess():
             pauses[-1] += 1
     assert pauses == [1, 3, 7, 15, 31, 63, 64, 64, 64]
-    lookup.judge(1, 1)
+    lookup.length.judge(1, 1)
     assert lookup.guess()
 
 
