@@ -221,7 +221,8 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Conclusio
     told = max((_OFF_EXACTLY if exact else _OFF) * strength, _AMPLIFIED * rounds)
     moved = _rms(_changes(rows, [row.pack for row in rows], True)[0]) if errors else _rms(shown)
     base = off if errors else "it was asked with the adapter only"
-    if moved <= (max(_OFF_EXACTLY * strength, _UNMOVED * size) if errors else told):
+    seen = _OFF_EXACTLY * strength if effect.any() else 0.0
+    if moved <= (max(seen, _UNMOVED * size) if errors else told):
         return Conclusion((*findings, NO_EFFECT.at(where, "the adapter has no effect")), (), base)
     if len(shown) - len(rows) < _ENOUGH:
         doubt = (
