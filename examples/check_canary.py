@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-EXACT, ROUNDED, AMPLIFIED = 0.02, 0.1, 3.0
+EXACT, ROUNDED, AMPLIFIED = 0.05, 0.1, 3.0
 
 
 def ask(server: str, path: str, body: dict[str, Any] | None = None) -> Any:

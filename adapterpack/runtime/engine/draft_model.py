@@ -36,12 +36,11 @@ class DraftModel:
         bundle: StrPath | OpenBundle,
         target: OpenBundle,
         layout: SlotLayout,
-        device: str | Device | None,
-        threads: int | None,
+        device: Device,
         max_length: int,
         prefix_budget: int,
     ) -> None:
-        self.bundle = OpenBundle.of(bundle, device, threads, "cached")
+        self.bundle = OpenBundle.of(bundle, device, None, "cached")
         if not self.bundle.bundle.decoder:
             raise without_decoder(self.bundle.bundle, self.bundle.given)
         mine, theirs = (one.graph(DECODER).results["logits"].shape[2] for one in (self.bundle, target))

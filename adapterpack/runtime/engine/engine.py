@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -98,7 +99,10 @@ class DecoderEngine(Engine):
         deterministic: bool = False,
         verify: str = "cached",
     ) -> None:
-        self.bundle = OpenBundle.of(bundle, provider, threads, verify)
+        device = Device.of(provider, threads)
+        if draft is not None and device.spinning is None:
+            device = replace(device, spinning=False)  # idle threads of one graph would hold up the other's
+        self.bundle = OpenBundle.of(bundle, device, None, verify)
         if not self.bundle.bundle.decoder:
             raise without_decoder(self.bundle.bundle, self.bundle.given)
         if max_rows < 1 or prefill_budget < 1 or (max_length is not None and max_length < 1):
@@ -124,7 +128,7 @@ class DecoderEngine(Engine):
         if draft is not None and deterministic:
             raise Unsupported("a deterministic engine reads no token ahead", remedy="leave the draft out")
         self.draft = draft and DraftModel(
-            draft, self.bundle, reader.layout, provider, threads, self.max_length, prefix_budget
+            draft, self.bundle, reader.layout, device, self.max_length, prefix_budget
         )
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._prompts_next = False
