@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from .bundle import read_bundle
 from .errors import ConfigError
 from .hub import folder_of
 from .hub.transport.names import is_repo
-from .manifest.structs import Base
+from .manifest.structs import Base, FileEntry
 from .pack import Pack, load
 from .paths import StrPath
 from .version import VERSION
@@ -91,7 +91,7 @@ def _of_pack(pack: Pack, relation: str = "DESCRIBES") -> tuple[Material, list[Ma
         relation,
         pack.name,
         said.pack.version,
-        pack.id.partition(":")[2],
+        _hex(pack.id),
         said.license,
         card=card,
     )
@@ -137,7 +137,7 @@ def _base(base: Base, license: str | None) -> Material:
     )
 
 
-def _files(files: Any) -> Iterator[Material]:
+def _files(files: Iterable[FileEntry]) -> Iterator[Material]:
     for file in files:
         yield Material("file", "CONTAINS", file.path, None, file.sha256)
 

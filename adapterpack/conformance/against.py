@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import BaseMismatch, ConfigError, NothingToDo, ParityError
+from ..errors import BaseMismatch, ConfigError, FormatError, NothingToDo, ParityError
 from ..hub import folder_of
 from ..manifest.structs import TopLogits
 from ..pack import canary, load
@@ -102,6 +102,7 @@ def validate_against(
 
     Raises:
         ConfigError: the target cannot be asked without the adapter, and no base is given.
+        FormatError: its answers cannot be read.
         StorageError, UnknownAdapter, Unsupported: see :func:`.targets.open_server`.
 
     Example:
@@ -153,6 +154,8 @@ def validate_against(
             (sentence, [_shown(row, one) for row, one in zip(rows, arrays, strict=True)])
             for sentence, arrays in faulty
         )
+    if not all(row.pack for row in rows):
+        raise FormatError("the target's answers name no token of the base", where=opened.name)
     found = judge(rows, faults, opened.name)
     return Report(
         "pack",

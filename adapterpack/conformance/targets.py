@@ -31,6 +31,8 @@ _ANY_LETTER = "root ::= [a-z]"
 only a part of a character, it shows nothing.
 """
 T = TypeVar("T")
+_Token = Annotated[int, msgspec.Meta(ge=0)]
+_SOME = msgspec.Meta(min_length=1)
 
 
 class Responder(NamedTuple):
@@ -124,15 +126,15 @@ class _Logprob(msgspec.Struct):
 
 
 class _LlamaLogprob(_Logprob):
-    id: int
+    id: _Token
 
 
 class _LlamaPosition(msgspec.Struct):
-    top_logprobs: list[_LlamaLogprob]
+    top_logprobs: Annotated[list[_LlamaLogprob], _SOME]
 
 
 class _LlamaCompletion(msgspec.Struct):
-    completion_probabilities: Annotated[list[_LlamaPosition], msgspec.Meta(min_length=1)]
+    completion_probabilities: Annotated[list[_LlamaPosition], _SOME]
 
 
 def _llama_cpp(connection: Connection, model: str) -> Responder:
@@ -160,7 +162,7 @@ def _llama_cpp(connection: Connection, model: str) -> Responder:
             first, *_ = connection.send("/completion", _LlamaCompletion, body).completion_probabilities
             found = {one.id: one.logprob for one in first.top_logprobs}
             # a token that is not shown is less likely than all that are
-            return dict.fromkeys(wanted, min(found.values(), default=0.0)) | found
+            return dict.fromkeys(wanted, min(found.values())) | found
 
         return answer
 
@@ -177,11 +179,11 @@ class _Models(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    prompt_logprobs: list[dict[int, _Logprob] | None]
+    prompt_logprobs: Annotated[list[dict[_Token, _Logprob] | None], _SOME]
 
 
 class _Completion(msgspec.Struct):
-    choices: list[_Choice]
+    choices: Annotated[list[_Choice], _SOME]
 
 
 def _openai(connection: Connection, model: str) -> Responder:
@@ -202,7 +204,7 @@ def _openai(connection: Connection, model: str) -> Responder:
                         "max_tokens": 1,
                         "prompt_logprobs": _SHOWN,
                     }
-                    (choice,) = connection.send("/v1/completions", _Completion, body).choices
+                    choice, *_ = connection.send("/v1/completions", _Completion, body).choices
                     found |= {id: one.logprob for id, one in (choice.prompt_logprobs[-1] or {}).items()}
             return found
 
@@ -219,5 +221,5 @@ def _require(model: str, names: Iterable[str], connection: Connection) -> None:
             "the server has no adapter of this name",
             where=connection.url,
             found=model,
-            remedy=nearest(model, names) or "name one of its own with --model",
+            remedy=nearest(model, names),
         )

@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 from adapter_faults import FAULTS, write_packs
@@ -16,7 +19,7 @@ from tiny import write_model
 
 import adapterpack
 from adapterpack.cli.main import main
-from adapterpack.errors import ConfigError, StorageError, UnknownAdapter, Unsupported
+from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownAdapter, Unsupported
 
 GOOD = 10
 ROOT = Path(__file__).parents[2]
@@ -151,6 +154,52 @@ def test_others_can_check_it_in_a_page(running: Served, made: Path) -> None:
     assert all(said(f"good-{number}") == (0, "acts as recorded") for number in range(3))
     assert said("fault-nothing") == (1, "no effect")
     assert all(said(f"fault-{fault}")[0] == 1 for fault in ("twice", "no-q", "transposed"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": []},
+        {"choices": [{"prompt_logprobs": []}]},
+        {"choices": [{"prompt_logprobs": [{"-5": {"logprob": -1.0}}]}]},
+        {"choices": [{"prompt_logprobs": [{"5": {"logprob": 1e300}}]}]},
+        {"choices": [{"prompt_logprobs": [{"999999999": {"logprob": -1.0}}]}]},
+        [],
+    ],
+)
+def test_answers_of_strangers_are_read_with_care(made: Path, tiny_llama: Path, answer: Any) -> None:
+    """Whatever a server answers, the end is an error or a finding of this package's."""
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            models = {"data": [{"id": "good", "parent": "base"}, {"id": "base"}]}
+            self._tell(models if self.path == "/v1/models" else {})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._tell(answer)
+
+        def _tell(self, value: Any) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            for base in (None, tiny_llama):
+                try:
+                    report = adapterpack.validate(
+                        made / "good", base, against=f"http://127.0.0.1:{server.server_port}"
+                    )
+                except AdapterpackError:
+                    continue
+                assert report.state == "invalid"
+        finally:
+            server.shutdown()
 
 
 def test_what_cannot_be_asked_is_said(running: Served, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

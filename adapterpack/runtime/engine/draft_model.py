@@ -7,6 +7,8 @@ Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative
 
 from __future__ import annotations
 
+from os.path import commonprefix
+
 from ...bundle import DECODER, without_decoder
 from ...errors import Unsupported
 from ...paths import StrPath
@@ -68,11 +70,7 @@ class DraftModel:
         mine = self._row
         if mine is None or not count:
             return []
-        read = mine.tokens
-        same = next(
-            (i for i, (one, two) in enumerate(zip(read, tokens, strict=False)) if one != two), len(read)
-        )
-        same = min(same, len(tokens) - 1)
+        same = len(commonprefix([mine.tokens, tokens[:-1]]))  # noqa: RUF071 - tokens, no paths
         mine.kv_len, mine.answered = mine.virtual + same, tokens[len(mine.prompt) : same]
         unread = tokens[same:]
         if not self._runner.can_read_ahead(mine, len(unread) + count):
@@ -86,6 +84,10 @@ class DraftModel:
             mine.next_token = guessed[-1]
             guessed.append(int(self._runner.decode()[0].argmax()))
         return guessed
+
+    def forget(self) -> None:
+        """Drops the cached prefixes."""
+        self._runner.prefixes.clear()
 
     def _begin(self, row: SequenceState) -> None:
         """Reads the prompt of another row."""

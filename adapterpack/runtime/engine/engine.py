@@ -8,6 +8,7 @@ to a budget of tokens.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
@@ -46,6 +47,7 @@ from .model_runner import ModelRunner
 from .requests import Event, Request, SequenceState
 from .sources import source_of
 
+_LOG = logging.getLogger(__name__)
 SHORT = 32
 """A step reads further prompts until it has read this many tokens."""
 _MOMENT = 0.02
@@ -273,6 +275,8 @@ class DecoderEngine(Engine):
     def forget(self) -> None:
         """Drops the cached prefixes."""
         self.rows.prefixes.clear()
+        if self.draft:
+            self.draft.forget()
 
     @property
     def _taken(self) -> int:
@@ -327,7 +331,11 @@ class DecoderEngine(Engine):
         guessed: list[int] = request.lookup.guess()
         self._length = request.lookup.length
         if not guessed and self.draft and self.rows.can_read_ahead(row, DRAFTED):
-            guessed, self._length = self.draft.guess(row), self.draft.length
+            try:
+                guessed, self._length = self.draft.guess(row), self.draft.length
+            except AdapterpackError as error:  # answers need no draft
+                _LOG.warning("the draft is not asked any more: %s", error)
+                self.draft = None
         return guessed if self.rows.can_read_ahead(row, len(guessed)) else []
 
     def _read_ahead(self, row: SequenceState, guessed: Sequence[int], events: list[Event]) -> None:
