@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .bundle import FILE_NAME as BUNDLE_FILE
 from .bundle import GENAI_FILE
@@ -31,6 +31,9 @@ from .pack.validate.validation import Report
 from .pack.validate.validation import validate as validate_pack
 from .paths import StrPath
 from .peft import layout
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 def kind_of(path: StrPath) -> str:
@@ -78,7 +81,7 @@ def validate(
     budget: Budget | None = None,
     allow_structural: bool = False,
     provider: str | None = None,
-    against: str | None = None,
+    against: StrPath | Module | None = None,
     model: str | None = None,
 ) -> Report:
     """Makes every check that applies to a pack, a bundle, an adapter of PEFT or another tool, or a folder of
@@ -93,8 +96,9 @@ def validate(
     needs no GPU.
 
     ``against`` asks what runs a pack whether it acts there: the address of a server (adapterpack, vLLM,
-    llama.cpp), where ``model`` is the pack's name, or a checkpoint that it was merged into. With a base it
-    also tells the usual faults.
+    llama.cpp), a folder (a checkpoint that it was merged into, onnxruntime-genai's, an adapter of MLX), or a
+    model of transformers' or PEFT's in this process; ``model`` is the pack's name there. With a base it also
+    tells the usual faults.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict
@@ -111,7 +115,9 @@ def validate(
     if against is not None:
         return validate_against(path, against, base, model)
     if model is not None:
-        raise ConfigError("only a server has names for packs", found=model, remedy="name it with --against")
+        raise ConfigError(
+            "only what runs a pack has a name for it", found=model, remedy="name it with --against"
+        )
     if provider is not None and (is_remote(path) or kind_of(folder_of(path)) != "bundle"):
         raise ConfigError(
             "only a bundle on this machine has graphs for a provider",

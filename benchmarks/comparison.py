@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contestant_files import Files
-from contestants import CONTESTANTS
+from contestants import COMPARED, CONTESTANTS
 from decode import SIZES
 
 
@@ -25,7 +25,7 @@ def parser_of(description: str | None, others: Iterable[str] = ()) -> argparse.A
     )
     parser.add_argument("--files", type=Path, help="where models and adapters are kept for the next time")
     parser.add_argument("--only", nargs="+", choices=[*others, *sorted({one.name for one in CONTESTANTS})])
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
+    parser.add_argument("--precision", nargs="+", choices=tuple(COMPARED), default=["fp32"])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path, help="write a page, too, where there is one of this comparison")
     return parser

@@ -36,7 +36,7 @@ class Files:
     """The files in a folder, for a base of this size; ``peers`` is where peers' own converters are."""
 
     def __init__(self, folder: Path, size: str, peers: Path | None = None) -> None:
-        self.folder, self.size, self._peers = folder.absolute(), size, peers
+        self.folder, self.size, self.peers = folder.absolute(), size, peers
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -104,11 +104,11 @@ class Files:
         adapterpack.convert(pack, path, to="gguf", base=self.base)
 
     def _genai(self, path: Path, precision: str) -> None:
-        assert self._peers is not None
+        assert self.peers is not None
         built = self.folder / f"genai-built-{precision}"
         if not (built / "genai_config.json").is_file():
             command = [
-                self._peers / "genai/bin/python",
+                self.peers / "genai/bin/python",
                 "-W",
                 "ignore",
                 "-m",

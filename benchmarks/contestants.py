@@ -168,6 +168,7 @@ def _vllm(precision: str, dtype: str) -> Contestant:
         # is the same.
         return [
             program,
+            "-P",  # the folder of this file is not vLLM's
             "-m",
             "vllm.entrypoints.openai.api_server",
             "--model",
@@ -280,6 +281,7 @@ def _one_adapter(
 CONTESTANTS = (
     _ours("fp32"),
     _ours("int8"),
+    _ours("w8a8"),
     _ours("int4"),
     _vllm("fp32", "float32"),
     _vllm("bf16", "bfloat16"),
@@ -290,4 +292,17 @@ CONTESTANTS = (
     _one_adapter("genai", "fp32", lambda files: files.genai("fp32"), "onnx_adapter", 64),
     _one_adapter("genai", "int4", lambda files: files.genai("int4"), "onnx_adapter", 64),
 )
-"""All of them, and the precision whose figures are compared; bf16 is compared with fp32."""
+COMPARED = {"fp32": ("fp32", "bf16"), "int8": ("int8",), "w8a8": ("int8", "bf16"), "int4": ("int4",)}
+"""A precision of ours -> those of peers that it is compared with."""
+
+
+def taking_part(precisions: Sequence[str], only: Sequence[str]) -> list[Contestant]:
+    """The contestants of these precisions of ours, and what they are compared with; with ``only`` those of
+    these names.
+    """
+    peers = {peer for precision in precisions for peer in COMPARED[precision]}
+    return [
+        one
+        for one in CONTESTANTS
+        if (not only or one.name in only) and one.precision in (precisions if one.name == "ours" else peers)
+    ]

@@ -35,7 +35,7 @@ from adapterpack.runtime.engine.requests import SequenceState
 from adapterpack.runtime.providers.device import Device
 
 CONTEXT = 64
-"""Tokens that every row has before the first step."""
+"""Tokens that every row has before the first step, unless told otherwise."""
 
 
 def bundles(
@@ -70,14 +70,14 @@ def random_packs(base: Path, work: Path, rank: int, count: int) -> list[Path]:
     return packs
 
 
-def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
+def stepping(engine: Engine, names: list[str | None], context: int = CONTEXT) -> Callable[[], None]:
     """A batch of rows with these adapters in the middle of decoding; called, it makes a step and goes back to
     where it was.
     """
     rng, batch = np.random.default_rng(0), engine.rows
     rows = [
         SequenceState(
-            prompt=[int(token) for token in rng.integers(1, 60, CONTEXT)],
+            prompt=[int(token) for token in rng.integers(1, 60, context)],
             adapter=None if name is None else engine.adapters.acquire(engine.adapters.pack(name)),
         )
         for name in names
@@ -85,7 +85,7 @@ def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
     for row in rows:
         batch.admit(row)
     for row in rows:
-        batch.prefill(CONTEXT)
+        batch.prefill(context)
         row.next_token = 7
 
     def step() -> None:
@@ -135,20 +135,23 @@ def measure(
     fresh: Path,
     loads: int,
     device: Device | str = "cpu",
+    context: int = CONTEXT,
 ) -> dict[str, Any]:
     """Everything, as JSON, of these bundles with adapters of these names; ``fresh`` is a pack that they do
-    not have.
+    not have. Mixed rows take the adapters by turns.
     """
     times: dict[str, list[float]] = {}
     for count in rows:
         batches = {"none": [None] * count, "one": names[:1] * count, "mixed": (names * count)[:count]}
-        contestants = {
-            f"{count} slotless": stepping(
-                Engine(made["slotless"], device, max_rows=count, prefix_budget=0), [None] * count
-            )
-        }
+
+        def batch(form: str, chosen: list[str | None], count: int = count) -> Callable[[], None]:
+            length = max(1024, context + 1)
+            engine = Engine(made[form], device, max_rows=count, max_length=length, prefix_budget=0)
+            return stepping(engine, chosen, context)
+
+        contestants = {f"{count} slotless": batch("slotless", [None] * count)}
         contestants |= {
-            f"{count} {kind}": stepping(Engine(made["bank"], device, max_rows=count, prefix_budget=0), chosen)
+            f"{count} {kind}": batch("bank", chosen)
             for kind, chosen in batches.items()
             if count > 1 or kind != "mixed"
         }
@@ -175,7 +178,8 @@ def measure(
         "base": base.name,
         "provider": reader.bundle.provider,
         "runs": runs,
-        "context": CONTEXT,
+        "context": context,
+        "adapters": len(names),
         "steps": steps,
         "over_slotless": ratios,
         "load": loading(reader, fresh, loads),
@@ -208,9 +212,11 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="135m")
     parser.add_argument("--base", type=Path, help="a checkpoint in place of a random one")
-    parser.add_argument("--quantize", choices=("int8", "int4"))
+    parser.add_argument("--quantize", choices=("int8", "w8a8", "int4"))
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--adapters", type=int, help="of mixed rows; else another one in each row")
+    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens of each row before a step")
     parser.add_argument("--runs", type=int, default=25)
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--loads", type=int, default=10)
@@ -222,12 +228,12 @@ def main() -> None:
         base = args.base or work / f"llama-{args.size}"
         if args.base is None and not base.exists():
             build_base(base, args.size)
-        *packs, fresh = random_packs(base, work, args.rank, max(args.rows) + 1)
+        *packs, fresh = random_packs(base, work, args.rank, (args.adapters or max(args.rows)) + 1)
         made = bundles(work / (args.quantize or "float32"), base, packs, args.quantize)
         names = [pack.name for pack in packs]
-        result = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, args.loads) | {
-            "quantize": args.quantize
-        }
+        options = {"context": args.context}
+        result = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, args.loads, **options)
+        result |= {"quantize": args.quantize, "rank": args.rank}
     if args.json:
         print(json.dumps(result, indent=2))
         return

@@ -27,9 +27,8 @@ import bare_engine
 from clients import Answer, Request, answered, closed_loop, requests
 from comparison import parser_of, report
 from contestant_files import Files
-from contestants import CONTESTANTS, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running
+from contestants import COMPARED, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running, taking_part
 from decode import SIZES
-from serve import COMPARED
 
 ADAPTERS = 12
 """That are loaded; up to eight of them run."""
@@ -45,11 +44,10 @@ Wave = Callable[[Sequence[Request]], list[Answer]]
 
 @contextmanager
 def engine(files: Files, precision: str) -> Iterator[tuple[Wave, list[str], Callable[[], int]]]:
-    """Our engine without a server."""
+    """Our engine without a server, and without guessing: answers to random tokens soon repeat themselves."""
     adapters = files.adapters("large", ADAPTERS)
-    with bare_engine.opened(
-        files.bundle(precision), adapters, max_rows=ROWS, max_length=CONTEXT, threads=THREADS
-    ) as bare:
+    options = {"max_rows": ROWS, "max_length": CONTEXT, "threads": THREADS, "lookup_tokens": 0}
+    with bare_engine.opened(files.bundle(precision), adapters, **options) as bare:
         yield (
             lambda wanted: bare.closed_loop(wanted, len(wanted), 0.0),
             [pack.name for pack in adapters],
@@ -122,11 +120,7 @@ def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
         if not args.only or "engine" in args.only
     ]
     results, missing = [], []
-    for one in CONTESTANTS:
-        if (args.only and one.name not in args.only) or COMPARED.get(
-            one.precision, one.precision
-        ) not in args.precision:
-            continue
+    for one in taking_part(args.precision, args.only):
         if one.program(args.peers) is None:
             missing.append(f"{one.name} {one.precision}: there is no {one.needs} in --peers")
             continue
@@ -162,7 +156,7 @@ def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if (
                 mine["name"] in ("engine", "ours")
                 and peer["name"] not in ("engine", "ours")
-                and mine["precision"] == COMPARED.get(peer["precision"], peer["precision"])
+                and peer["precision"] in COMPARED[mine["precision"]]
             ):
                 ratios.append(
                     {

@@ -7,16 +7,17 @@ are random token ids and every answer has all its tokens, so all do the same wor
 each answer sends its next request. Open loop (``--rate``): requests of mixed lengths are sent at random
 times, and those that have no answer half a minute after the last was sent are given up.
 
-    python benchmarks/serve.py                                       # SmolLM2-135M, 8 clients, 8 adapters, 64
-    + 64 tokens python benchmarks/serve.py --peers peers --files files           # the peers, too python
-    benchmarks/serve.py --html serve.html                     # and a page of it python benchmarks/serve.py
-    --packs small --adapters 1 8 64 1000 --rate 1
+    python benchmarks/serve.py     # SmolLM2-135M, 8 clients, 8 adapters, 64 + 64 tokens
+    python benchmarks/serve.py --peers peers --files files     # the peers, too
+    python benchmarks/serve.py --html serve.html     # and a page of it
+    python benchmarks/serve.py --packs small --adapters 1 8 64 1000 --rate 1
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import sys
 import time
 from statistics import median
@@ -27,13 +28,13 @@ from bare_engine import BareEngine
 from clients import Answer, Form, Request, closed_loop, open_loop, requests, summary
 from comparison import parser_of, report
 from contestant_files import PACKS, Files
-from contestants import CONTESTANTS, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running
+from contestants import COMPARED, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running, taking_part
 from decode import SIZES
 from served_page import served_report
 
 PATIENCE = 30.0
-COMPARED = {"bf16": "fp32"}
-"""Precisions whose figures are compared with those of another one of ours."""
+BEGINNING = 2.0
+"""Seconds of a round that its clients, who all begin at once, need to come apart."""
 
 
 def closed(
@@ -81,9 +82,18 @@ def _requests(
 
 
 def _rounds(every: list[list[Answer]]) -> dict[str, Any]:
-    """The summary of all answers, with the median of the rounds' speeds."""
+    """The summary of all answers, with the median of the rounds' speeds, and the wait for the first tokens of
+    requests that were not among those which came all at once.
+    """
+    later = [
+        one
+        for answers in every
+        for one in answers
+        if one.sent > min(each.sent for each in answers) + BEGINNING
+    ]
     return summary([one for answers in every for one in answers]) | {
-        "tokens_per_second": round(median(map(_speed, every)), 1)
+        "tokens_per_second": round(median(map(_speed, every)), 1),
+        "later_first_token_ms": summary(later).get("first_token_ms", {}),
     }
 
 
@@ -131,33 +141,29 @@ def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Our tokens a second over those of each peer with as many adapters, and over ours with the fewest
     adapters.
     """
-    ours = {(one["precision"], one["adapters"]): one for one in results if one["name"] == "ours"}
+    ours = [one for one in results if one["name"] == "ours"]
     fewest = min((one["adapters"] for one in results), default=0)
     ratios = []
-    for one in results:
-        precision, count = COMPARED.get(one["precision"], one["precision"]), one["adapters"]
-        of, over = ((precision, fewest), one) if one["name"] == "ours" else ((precision, count), one)
-        mine = ours.get(of)
-        if mine is None or mine is over:
-            continue
-        speeds = mine["closed"]["tokens_per_second"], over["closed"]["tokens_per_second"]
-        ratios.append(
-            {
-                "of": f"ours {of[0]}, {of[1]} adapters",
-                "over": f"{one['name']} {one['precision']}, {count} adapters",
-                "tokens_per_second": round(speeds[0] / speeds[1], 2),
-            }
-        )
+    for one, mine in itertools.product(results, ours):
+        if one["name"] == "ours":
+            fits = (mine["precision"], mine["adapters"]) == (one["precision"], fewest) and mine is not one
+        else:
+            fits = one["precision"] in COMPARED[mine["precision"]] and mine["adapters"] == one["adapters"]
+        if fits:
+            speeds = mine["closed"]["tokens_per_second"], one["closed"]["tokens_per_second"]
+            ratios.append(
+                {
+                    "of": f"ours {mine['precision']}, {mine['adapters']} adapters",
+                    "over": f"{one['name']} {one['precision']}, {one['adapters']} adapters",
+                    "tokens_per_second": round(speeds[0] / speeds[1], 2),
+                }
+            )
     return ratios
 
 
 def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
     results, missing = [], []
-    for one in CONTESTANTS:
-        if (args.only and one.name not in args.only) or COMPARED.get(
-            one.precision, one.precision
-        ) not in args.precision:
-            continue
+    for one in taking_part(args.precision, args.only):
         if one.program(args.peers) is None:
             missing.append(f"{one.name} {one.precision}: there is no {one.needs} in --peers")
             continue
@@ -208,7 +214,8 @@ def show(result: dict[str, Any]) -> None:
                 continue
             spread = "  ".join(
                 f"{name} {' / '.join(f'{value:.0f}' for value in figures[f'{name}_ms'].values())}"
-                for name in ("first_token", "token", "request")
+                for name in ("first_token", "later_first_token", "token", "request")
+                if figures.get(f"{name}_ms")
             )
             of = f" of {figures['sent']}" if "sent" in figures else ""
             who = f"{one['name']:10}{one['precision']:6}{one['adapters']:5} adapters  {loop:7}"

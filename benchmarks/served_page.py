@@ -12,6 +12,7 @@ from adapterpack.report.page import page_environment
 _LOOPS = {"closed": "", "engine": ", engine alone", "open": ", at a given rate"}
 _WAITS = {
     "first_token_ms": "the first token",
+    "later_first_token_ms": "the first token, two seconds after the start",
     "token_ms": "each further token",
     "request_ms": "the whole answer",
 }

@@ -113,7 +113,7 @@ def test_the_table_is_what_the_installed_build_implements(hollow: Make, tmp_path
     """
     table = kernels_of("cuda")
     assert table is not None
-    script = Path(__file__).parent.parent / "benchmarks" / "kernels.py"
+    script = Path(__file__).parent.parent / "benchmarks" / "cuda_kernels.py"
     run = (
         "import json, runpy, sys; script, *sys.argv[1:] = json.loads(sys.argv[1]); runpy.run_path(script, "
         "run_name='__main__'); print(0)"

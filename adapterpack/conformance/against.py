@@ -5,7 +5,8 @@ in part, or on another base.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from os import PathLike
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from ..pack import canary, load
 from ..pack.validate.checks.finding import CheckRule, Finding, Report
 from ..paths import StrPath
 from .targets import Logprobs, Responder, open_server
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 BASE = CheckRule(
     "AC101",
@@ -90,20 +94,22 @@ Fault = tuple[str, Sequence[Logprobs]]
 
 
 def validate_against(
-    path: StrPath, target: str, base: StrPath | None = None, model: str | None = None
+    path: StrPath, target: StrPath | Module, base: StrPath | None = None, model: str | None = None
 ) -> Report:
-    """Asks a server, or a checkpoint that a pack was merged into, the pack's canary, and reports whether the
-    pack acts there, and if not, what its answers fit.
+    """Asks what runs a pack the pack's canary, and reports whether the pack acts there, and if not, what its
+    answers fit.
 
-    ``target`` is the address of adapterpack's server, vLLM or llama.cpp, or a checkpoint's folder; ``model``
-    is the adapter's name on the server, by default the pack's. With the pack's ``base``, further rows of
-    tokens are asked for, and the answers are compared with those of the usual faults. Only log-probabilities
-    are compared: up to a constant they are logits.
+    ``target`` is the address of adapterpack's server, vLLM or llama.cpp, a folder (a checkpoint that the pack
+    was merged into, onnxruntime-genai's, or an adapter of MLX), or a model of transformers' or PEFT's in this
+    process; ``model`` is the adapter's name there, by default the pack's. With the pack's ``base``, further
+    rows of tokens are asked for, and the answers are compared with those of the usual faults. Only
+    log-probabilities are compared: up to a constant they are logits.
 
     Raises:
         ConfigError: the target cannot be asked without the adapter, and no base is given.
         FormatError: its answers cannot be read.
         StorageError, UnknownAdapter, Unsupported: see :func:`.targets.open_server`.
+        MissingExtra: the library of a folder is not installed.
 
     Example:
         >>> validate_against("packs/tickets", "http://localhost:8000").state  # doctest: +SKIP
@@ -116,10 +122,7 @@ def validate_against(
     if recorded is None or not texts or canary.input_names(recorded) != {"input_ids"}:
         reason = "no canary of a text is in the pack, and a server can be asked nothing else"
         return Report("pack", str(path), pack.id, (), (reason,), incomplete=True)
-    served = target.startswith(("http://", "https://"))
-    if base is not None or not served:
-        from . import references  # noqa: PLC0415 - torch, which a server need not have beside it
-    opened = open_server(target, where) if served else references.open_checkpoint(folder_of(target))
+    opened = _open(target, where, base)
     if base is None and opened.ask_base is None:
         raise ConfigError(
             "the target cannot be asked without the adapter, so its change cannot be told",
@@ -139,6 +142,8 @@ def validate_against(
             for row, without, with_pack in zip(rows, recorded.base, recorded.adapter, strict=True)
         ]
     else:
+        from . import references  # noqa: PLC0415 - torch, which a server need not have beside it
+
         rng = np.random.default_rng(canary.SEED)
         most = max(max(ids) for ids in recorded.input_ids) + 1
         more = [tuple(map(int, rng.integers(1, most, _LENGTH))) for _ in range(_MORE_ROWS)]
@@ -166,6 +171,16 @@ def validate_against(
         incomplete=bool(found.left_open),
         evidence=f"{opened.name}: {found.evidence}",
     )
+
+
+def _open(target: StrPath | Module, model: str, base: StrPath | None) -> Responder:
+    if isinstance(target, str) and target.startswith(("http://", "https://")):
+        return open_server(target, model)
+    from .libraries import open_folder, open_model  # noqa: PLC0415 - torch, as above
+
+    if isinstance(target, str | PathLike):
+        return open_folder(folder_of(target), model, None if base is None else folder_of(base))
+    return open_model(target)
 
 
 def _ask(target: Responder, ids: Sequence[int], wanted: Sequence[int]) -> Row:

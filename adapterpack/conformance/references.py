@@ -10,16 +10,12 @@ import numpy as np
 import torch
 
 from ..pack import Pack
-from ..tasks import get_task
 from ..torch_adapters.attached.load_for import load_for
 from ..torch_adapters.layers.active import adapted_layers, evaluating
 from ..torch_adapters.layers.layer import Adapted
-from ..torch_adapters.models.load import load_model, stored_dtype
-from .targets import Logprobs, Responder
+from .libraries import last_logits
 
 Rows = Sequence[Sequence[int]]
-_SHOWN = 64
-"""How many of the likeliest tokens of a checkpoint are looked at."""
 
 
 def reference_logits(
@@ -35,7 +31,7 @@ def reference_logits(
         with evaluating(model, pack.name), torch.no_grad():
             for layer in chosen:
                 layer._held[pack.name].weight = strength
-            return [_last(model, ids) for ids in rows]
+            return [last_logits(model, ids) for ids in rows]
 
     def faults() -> Iterator[tuple[str, list[np.ndarray]]]:
         for strength, why in _strengths(layers[0]._held[pack.name].config).items():
@@ -77,21 +73,3 @@ def _parts(layers: list[Adapted]) -> Iterator[tuple[str, list[Adapted]]]:
     if half:
         yield "without the first half of its layers", layers[:half]
         yield "without the second half of its layers", layers[half:]
-
-
-def _last(model: Any, ids: Sequence[int]) -> np.ndarray:
-    logits: np.ndarray = model(input_ids=torch.tensor([list(ids)])).logits[0, -1].float().numpy()
-    return logits
-
-
-def open_checkpoint(folder: Path) -> Responder:
-    """Opens a checkpoint into which an adapter was merged, as a model of transformers'."""
-    model = load_model(get_task("text-generation"), folder, dtype=stored_dtype(folder)).eval()
-
-    def ask(ids: Sequence[int], wanted: Iterable[int]) -> Logprobs:
-        with torch.no_grad():
-            logprobs = torch.from_numpy(_last(model, ids)).log_softmax(0)
-        shown = [*wanted, *logprobs.topk(min(_SHOWN, len(logprobs))).indices.tolist()]
-        return {token: float(logprobs[token]) for token in shown}
-
-    return Responder(str(folder), ask, None)

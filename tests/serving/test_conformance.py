@@ -14,12 +14,21 @@ from typing import Any
 import pytest
 from adapter_faults import FAULTS, write_packs
 from click.testing import CliRunner
+from peft import PeftModel
 from servers import ANN, Served
 from tiny import write_model
+from transformers import AutoModelForCausalLM
 
 import adapterpack
 from adapterpack.cli.main import main
-from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownAdapter, Unsupported
+from adapterpack.errors import (
+    AdapterpackError,
+    ConfigError,
+    MissingExtra,
+    StorageError,
+    UnknownAdapter,
+    Unsupported,
+)
 
 GOOD = 10
 ROOT = Path(__file__).parents[2]
@@ -91,6 +100,27 @@ def test_with_the_base_the_usual_faults_are_named(
     report = adapterpack.validate(made / "good", tiny_llama, against=running.address, model=f"fault-{fault}")
     (finding,) = report.findings
     assert (finding.rule, finding.message) == ("AC202", f"the adapter acts, but {said}")
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS, "other"])
+def test_peft_in_this_process_is_asked_with_the_adapter_and_without(
+    made: Path, tiny_llama: Path, fault: str | None
+) -> None:
+    """What PEFT loads is the pack's own folder; the adapter is on again afterwards."""
+    loaded = made / ("good" if fault is None else f"fault-{fault}")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), loaded)
+    report = adapterpack.validate(made / "good", against=model)
+    assert report.state == ("valid" if fault is None else "invalid")
+    assert not model.base_model.model.model.layers[0].self_attn.q_proj.disable_adapters
+
+
+def test_the_folder_of_a_library_that_is_not_here_says_what_to_install(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "genai_config.json").write_text("{}")
+    with pytest.raises(MissingExtra, match="pip install onnxruntime-genai"):
+        adapterpack.validate(made / "good", against=tmp_path)
+    (tmp_path / "genai_config.json").rename(tmp_path / "adapters.safetensors")
+    with pytest.raises(ConfigError, match="MLX runs this adapter on a base"):
+        adapterpack.validate(made / "good", against=tmp_path)
 
 
 def test_a_merged_checkpoint_is_told_from_one_that_was_merged_to_nothing(
@@ -208,7 +238,7 @@ def test_what_cannot_be_asked_is_said(running: Served, made: Path, monkeypatch: 
         adapterpack.validate(good, against=running.address, model="god")
     with pytest.raises(StorageError, match="does not answer"):
         adapterpack.validate(good, against="http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match="only a server has names"):
+    with pytest.raises(ConfigError, match="only what runs a pack has a name"):
         adapterpack.validate(good, model="good")
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(Unsupported, match="401"):

@@ -47,9 +47,10 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
     "--against",
     "TARGET",
     "Ask what runs the pack whether it acts there: the address of a server (adapterpack, vLLM, llama.cpp), "
-    "or a checkpoint that it was merged into. With --base, also tell the usual faults.",
+    "a checkpoint that it was merged into, a folder of onnxruntime-genai, or an adapter of MLX. With --base, "
+    "also tell the usual faults.",
 )
-@option("--model", "NAME", "The pack's name on that server [that of the pack].")
+@option("--model", "NAME", "The pack's name there [that of the pack].")
 @structural_option
 @common_options
 @click.pass_context

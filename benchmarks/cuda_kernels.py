@@ -1,8 +1,8 @@
 """Writes the table of the kernels of ONNX Runtime's CUDA provider, read off the registry of the installed
 build.
 
-Where there is a card: ``python benchmarks/kernels.py``. Elsewhere on the hollow CUDA, whose registry is the
-same: ``python tests/hollow/cuda.py FOLDER python benchmarks/kernels.py``. ONNX Runtime's list needs every
+Where there is a card: ``python benchmarks/cuda_kernels.py``. Elsewhere on the hollow CUDA, whose registry is the
+same: ``python tests/hollow/cuda.py FOLDER python benchmarks/cuda_kernels.py``. ONNX Runtime's list needs every
 provider of the build to load.
 """
 
