@@ -55,12 +55,12 @@ from .adapter_methods.unilora import UniLoRA as UniLoRA
 from .adapter_methods.vblora import VBLoRA as VBLoRA
 from .adapter_methods.vera import VeRA as VeRA
 from .adapter_methods.waveft import WaveFT as WaveFT
+from .artifacts import bom as bom
 from .artifacts import inspect as inspect
 from .artifacts import sign as sign
 from .artifacts import validate as validate
 from .artifacts import verify as verify
 from .auditing.audit import audit as audit
-from .bill_of_materials import bom as bom
 from .cli.commands.completion import completion as completion
 from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize

@@ -14,14 +14,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .base.repository_name import is_repo
 from .bundle import FILE_NAME as BUNDLE_FILE
 from .bundle import read_bundle
 from .errors import ConfigError
-from .hub import folder_of
-from .hub.transport.names import is_repo
 from .manifest.structs import Base, FileEntry
 from .pack import Pack, load
-from .paths import StrPath
 from .version import VERSION
 
 _UNDATED = "1970-01-01T00:00:00Z"
@@ -51,24 +49,14 @@ class Material(NamedTuple):
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def bom(path: StrPath, form: str = "cyclonedx") -> dict[str, Any]:
-    """Lists what a pack or a bundle is made of as a bill of materials: files with digests, base, packs, data
-    and parents.
-
-    ``form`` is ``cyclonedx`` (1.6) or ``spdx`` (2.3); the document is a value of JSON. A pack is verified on
-    the way; what it says of its data, parents and license are claims of its author.
+def bill_of(folder: Path, form: str = "cyclonedx") -> dict[str, Any]:
+    """Lists what the pack or the bundle in a folder is made of; :func:`adapterpack.bom` documents the form.
 
     Raises:
         ConfigError: there is no such form.
-        AdapterpackError: the pack or bundle is not valid.
-
-    Example:
-        >>> bom("packs/tickets")["specVersion"]  # doctest: +SKIP
-        '1.6'
     """
     if form not in FORMS:
         raise ConfigError("unknown form of a bill of materials", found=form, expected=" or ".join(FORMS))
-    folder = folder_of(path)
     whole, parts, created = _of_bundle(folder) if (folder / BUNDLE_FILE).is_file() else _of_pack(load(folder))
     return FORMS[form](whole, list({one.ref: one for one in parts}.values()), created or _UNDATED)
 

@@ -5,6 +5,7 @@ from .bodies import fields_of as fields_of
 from .http_error import HTTPError as HTTPError
 from .http_error import bad_request as bad_request
 from .http_error import invalid_request as invalid_request
+from .port import is_loopback as is_loopback
 from .port import listening as listening
 from .protocol import Protocol as Protocol
 from .reloading_file import ReloadingFile as ReloadingFile

@@ -1,7 +1,8 @@
-"""Opens a listening socket."""
+"""Opens a listening socket, and tells which hosts are this machine."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 
@@ -24,3 +25,16 @@ def listening(host: str, port: int, backlog: int | None = None) -> socket.socket
     one = socket.create_server((host, port), backlog=backlog, family=family)
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return one
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine can reach a host name or address.
+
+    Example:
+        >>> is_loopback("localhost"), is_loopback("127.0.0.2"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -16,6 +16,7 @@ from ..paths import StrPath
 from .lockfile import Lockfile, PinnedArtifact
 from .remote import validate_remote
 from .transport import names
+from .transport.registry import parse_address
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def audit(
     ]
     if lock is not None:
         pins = sorted(Lockfile(lock).all().items())
-        wanted += [(names.parse(text).at(pinned.commit), pinned) for text, pinned in pins]
+        wanted += [(parse_address(text).at(pinned.commit), pinned) for text, pinned in pins]
     return tuple(_one(reference, pinned, full, budget, token) for reference, pinned in wanted)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from ..errors import FormatError, storage_errors
 from ..io import (
@@ -17,7 +19,7 @@ from ..io import (
     strict_json,
     typed_json,
 )
-from ..manifest import Commit, Sha256
+from ..manifest import Sha256
 from ..paths import StrPath
 from .transport import names
 
@@ -27,9 +29,11 @@ _MAX_BYTES = 16 << 20
 
 
 class PinnedArtifact(ClosedStruct):
-    """The pin of a reference: its commit, the kind of artifact, and the digest of its manifest."""
+    """The pin of a reference: its commit, or in a registry the digest of the OCI manifest; the kind of
+    artifact; and the digest of its manifest.
+    """
 
-    commit: Commit
+    commit: Annotated[str, Meta(pattern=r"^([0-9a-f]{40}|sha256:[0-9a-f]{64})\Z")]
     kind: str
     id: Sha256
 
@@ -101,4 +105,4 @@ class Lockfile:
 
 def machine_lockfile(reference: names.HubReference) -> Lockfile:
     """Returns this machine's own record of what it pulled from a repository, for use without a network."""
-    return Lockfile(cache_folder() / "hub" / f"{reference.repo.replace('/', '--')}.json")
+    return Lockfile(cache_folder() / "hub" / f"{reference.repo.replace('/', '--').replace(':', '+')}.json")

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
 
+from ..base.repository_name import is_repo
 from ..bundle import FILE_NAME, read_bundle
 from ..errors import ConfigError, FormatError, StorageError
 from ..io import scratch_folder, sha256_of
@@ -42,10 +43,11 @@ _MAX_TEXT = 64 << 20
 @dataclass(frozen=True)
 class PreparedPush:
     """The files to publish by their path in the repository, the card, and the identity. ``label`` is the name
-    for people.
+    for people, and ``folder`` holds the artifact here.
     """
 
     kind: str
+    folder: Path
     id: str
     label: str
     files: dict[str, LocalFile]
@@ -67,7 +69,7 @@ def prepare(
             secret.
         FormatError: the artifact is not valid, or is none.
     """
-    if base_model is not None and not names.is_repo(base_model):
+    if base_model is not None and not is_repo(base_model):
         raise ConfigError(
             "the base must be named as others can find it",
             where="--base-model",
@@ -142,7 +144,7 @@ def _pack(
         pack, report = check(folder)
     files = _list_files(folder, m.FILE_NAME, pack.manifest.files)
     card = LocalFile.of(pack_card(pack, to, report).encode("utf-8"))
-    return PreparedPush("pack", pack.id, pack.manifest.pack.name, files, card)
+    return PreparedPush("pack", folder, pack.id, pack.manifest.pack.name, files, card)
 
 
 def _bundle(
@@ -165,7 +167,7 @@ def _bundle(
     files = _list_files(folder, FILE_NAME, bundle.files)
     card = bundle_card(bundle, to, str(base), str(agreed).lower(), report)
     identity = f"sha256:{files[FILE_NAME].sha256}"
-    return PreparedPush("bundle", identity, folder.name, files, LocalFile.of(card.encode("utf-8")))
+    return PreparedPush("bundle", folder, identity, folder.name, files, LocalFile.of(card.encode("utf-8")))
 
 
 def _list_files(folder: Path, manifest: str, entries: Iterable[m.FileEntry]) -> dict[str, LocalFile]:
@@ -178,7 +180,7 @@ def _list_files(folder: Path, manifest: str, entries: Iterable[m.FileEntry]) -> 
 
 
 def _require_named(base: str | None, license_name: str | None, name: str) -> None:
-    if base is None or not names.is_repo(base):
+    if base is None or not is_repo(base):
         raise ConfigError(
             "the base is named by a place on your disk, or not at all: nobody else could find it",
             where=f"'{name}', base",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msgspec import structs
 
+from ..base.repository_name import is_repo
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
 from ..io import Json, Progress, cache_folder, output_folder, own_folder, refuse_existing, strict_json
 from ..manifest import manifest as m
@@ -23,6 +24,7 @@ from .artifact import KINDS, MAX_BYTES, Artifact, kind_in, open_remote, require_
 from .base import RemoteBase, remote_base
 from .lockfile import Lockfile, PinnedArtifact, machine_lockfile
 from .transport import ListedFile, Remote, connect, fetch, names, offline, remove_old, tree
+from .transport.registry import parse_address
 
 _SPARE = 256 << 20
 """Bytes of disk space that a download leaves free."""
@@ -65,11 +67,12 @@ def pull(
     token: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pulled:
-    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only
-    what is valid is kept.
+    """Pulls a pack or a bundle from a hub or a registry into the local store, and into a folder where one is
+    named; only what is valid is kept.
 
-    With a ``lock`` file it fetches what the file pins, whatever the revision means by now; ``update`` pins
-    the current meaning. A PEFT adapter becomes a pack. Without a network (``HF_HUB_OFFLINE``) it hashes and
+    A registry of containers is named by ``oci://HOST/NAME`` with ``:TAG`` or ``@sha256:DIGEST``. With a
+    ``lock`` file it fetches what the file pins, whatever the revision means by now; ``update`` pins the
+    current meaning. A PEFT adapter becomes a pack. Without a network (``HF_HUB_OFFLINE``) it hashes and
     returns what was pulled before. An interrupted download of a large file resumes, also in a later pull.
     ``progress`` is called with (bytes done, bytes in all).
 
@@ -82,7 +85,7 @@ def pull(
         >>> pull("hf://org/tickets@v1", "packs/tickets").kind  # doctest: +SKIP
         'pack'
     """
-    reference = names.parse(source)
+    reference = parse_address(source)
     refuse_existing(out)
     file = None if lock is None else Lockfile(lock)
     before = None if file is None else file.get(reference)
@@ -98,7 +101,7 @@ def pull(
         return pulled
     with output_folder(out) as folder:
         bundle_cache.copy_files(pulled.path, folder)
-        _add_signature(pulled, folder, token)
+        _add_signature(pulled, reference, folder, token)
     return replace(pulled, path=Path(out))
 
 
@@ -255,13 +258,13 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(dir=place)
 
 
-def _add_signature(pulled: Pulled, folder: Path, token: str | None) -> None:
+def _add_signature(pulled: Pulled, reference: names.HubReference, folder: Path, token: str | None) -> None:
     """Downloads the detached signature. The store does not keep it, since it is not part of the pack or
     bundle.
     """
     if pulled.kind == "peft" or offline():
         return
-    remote = connect(names.HubReference(pulled.repo, pulled.commit, pulled.folder), token)
+    remote = connect(reference.at(pulled.commit), token)
     if signature := tree(remote).get(SIGNATURE):
         fetch(remote, signature, folder / SIGNATURE)
 
@@ -309,7 +312,7 @@ def _import_peft(folder: Path, token: str | None) -> tuple[Pack, tuple[str, ...]
     """
     pack = load(folder)
     hint = pack.manifest.base
-    if hint.name is None or not names.is_repo(hint.name):
+    if hint.name is None or not is_repo(hint.name):
         return pack, (f"its base is known by name only: {hint.name or 'none is named'}",)
     try:
         with scratch_folder() as scratch:

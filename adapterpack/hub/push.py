@@ -16,6 +16,7 @@ from ..paths import StrPath
 from .artifact import CLOSED, KINDS, open_remote
 from .card import MARK
 from .prepare import README, PreparedPush, prepare
+from .push_to_registry import push_to_registry
 from .transport import (
     Draft,
     Endpoint,
@@ -33,6 +34,7 @@ from .transport import (
     with_retries,
 )
 from .transport.commit import commit
+from .transport.registry import RegistryReference, parse_address
 
 _MAX_CARD = 4 << 20
 
@@ -77,11 +79,13 @@ def push(
     token: str | None = None,
     progress: Progress | None = None,
 ) -> Pushed:
-    """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
+    """Checks a pack or a bundle, pushes it to a hub or a registry, and verifies what arrived.
 
-    The target may be a folder in the repository; files outside of it stay. Files with equal content are not
-    sent again. ``pr`` opens a pull request; ``tag`` names the commit; ``private`` applies if the repository
-    is created. ``base_model`` (OWNER/NAME) and ``license`` supply what a pack does not say; such a pack gets
+    In a registry of containers (``oci://HOST/NAME:TAG``) the signature and a bill of materials are attached
+    to the artifact. On a hub a push is one commit; the target may be a folder in the repository, and files
+    outside of it stay. Files with equal content are not sent again. ``pr`` opens a pull request; ``tag``
+    names the commit; ``private`` applies if the repository is created. ``base_model`` (OWNER/NAME) and
+    ``license`` supply what a pack does not say; such a pack gets
     another id. Large files are sent in parts if the hub supports it, so an interrupted push resumes with the
     missing part. ``progress`` is called with (bytes done, bytes in all).
 
@@ -96,7 +100,7 @@ def push(
         >>> push("packs/tickets", "hf://org/tickets", license="apache-2.0").commit  # doctest: +SKIP
         '4c1f...'
     """
-    reference = names.parse(target)
+    reference = parse_address(target)
     if tag is not None and (pr or not names.is_revision(tag) or names.COMMIT.fullmatch(tag)):
         raise ConfigError(
             "this cannot be a tag",
@@ -104,8 +108,19 @@ def push(
             found=tag,
             remedy="a pull request has none; else use letters, digits and . _ -",
         )
+    if isinstance(reference, RegistryReference) and (pr or tag or private or message):
+        raise ConfigError(
+            "a registry has neither pull requests nor messages, and the address names the tag",
+            where=reference,
+            remedy="leave --pr, --private, --message and --tag out: oci://HOST/NAME:TAG",
+        )
+    show = progress or (lambda done, total: None)
     with prepare(pack, reference, base_model, license) as ours:
-        push = _Push(reference, ours, token, progress or (lambda done, total: None))
+        if isinstance(reference, RegistryReference):
+            digest, sent = push_to_registry(ours, reference, token, dry_run, show)
+            repo, revision = reference.repo, reference.revision
+            return Pushed(repo, "", digest, ours.kind, ours.id, sent, tag=revision, dry_run=dry_run)
+        push = _Push(reference, ours, token, show)
         return push.run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
 
 

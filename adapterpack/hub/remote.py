@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import CARRIED, Checkpoint, Verdict
+from ..base.repository_name import is_repo
 from ..errors import AdapterpackError, FormatError, HubError
 from ..io import TENSORS, strict_json
 from ..manifest import manifest as m
@@ -99,7 +100,7 @@ class RemoteContext:
         if self.base is not None:
             return remote_base(names.parse(self.base), self.base_folder, self.token), ()
         name, commit = self.named_base.name, self.named_base.commit
-        if name is None or not names.is_repo(name):
+        if name is None or not is_repo(name):
             return None, (f"base: {name or 'none is named'}, which is not ORG/NAME on a hub (--base)",)
         try:
             return remote_base(

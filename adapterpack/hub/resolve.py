@@ -9,6 +9,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+from ..base.repository_name import is_repo
 from ..errors import AdapterpackError, ConfigError, HubError, StorageError, closest
 from ..paths import StrPath
 from .transport import endpoint, guarded_downloads, names, redact
@@ -75,7 +76,7 @@ def _download(text: str) -> Path:
     from .pull import local_copy  # noqa: PLC0415 - every command imports this module, and few of them a hub
 
     try:
-        artifact = local_copy(reference) if names.is_repo(reference.repo) else None
+        artifact = local_copy(reference) if is_repo(reference.repo) else None
         return artifact or _base(reference)
     except HubError as error:
         if remote:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
-from ..http import listening
+from ..http import is_loopback, listening
 
 UNIX = "unix:"
 BACKLOG = 256
@@ -62,19 +61,6 @@ def open_to_others(address: str) -> bool:
         ConfigError: the address has neither form.
     """
     return not address.startswith(UNIX) and not is_loopback(_parts(address)[0])
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether only this machine can reach a host name or address.
-
-    Example:
-        >>> is_loopback("localhost"), is_loopback("127.0.0.2"), is_loopback("0.0.0.0")
-        (True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _parts(address: str) -> tuple[str, int]:

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from ..engine_graph.genai_engine import served_folder
 from ..errors import ConfigError
 from ..extras import needed_by
-from ..http import IN_THE_CLEAR, Certificate
+from ..http import IN_THE_CLEAR, Certificate, is_loopback
 from ..hub import folder_of
 from ..io import allow_more_files, without_none
 from ..pack import Pack, Signers
 from ..paths import StrPath
 from ..runtime import Device, Engine
 from .adapters.folder_watcher import FolderWatcher
-from .listen import UNIX, address_socket, is_loopback, open_to_others, port_socket
+from .listen import UNIX, address_socket, open_to_others, port_socket
 from .tenants import Keys, ServerLimits
 
 LOOPBACK = "127.0.0.1"

@@ -7,14 +7,14 @@ import click
 import adapterpack
 
 from ...hub.artifact import MAX_BYTES
-from ...hub.transport import HubReference
+from ...hub.transport.registry import parse_address
 from ..options import common_options, flag, option
 from ..output import print_json, print_line
 from ..progress import show_bytes
 
 
 @click.command("pull")
-@click.argument("source", metavar="hf://ORG/NAME[/FOLDER][@REV]")
+@click.argument("source", metavar="hf://ORG/NAME[/FOLDER][@REV]|oci://HOST/NAME[:TAG|@DIGEST]")
 @option("-o --output out", "OUT", "Also write it to this folder; it must not exist.")
 @flag("--update", "Take the newest commit of the revision, not the pinned one, and say what changed.")
 @option(
@@ -43,8 +43,8 @@ def command(
     max_bytes: int,
     as_json: bool,
 ) -> None:
-    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only
-    what is valid is kept.
+    """Pulls a pack or a bundle from a hub or a registry into the local store, and into a folder where one is
+    named; only what is valid is kept.
 
     The lock file pins commit and digest: pulling again gives the same bytes, even if the branch or tag has
     moved. A PEFT adapter becomes a pack. FOLDER is a folder in the repository that holds an artifact. With
@@ -53,6 +53,7 @@ def command(
     \b
     Example:
       adapterpack pull hf://org/tickets@v1 -o packs/tickets
+      adapterpack pull oci://registry.example.com/team/tickets:v1 -o packs/tickets
     """
     with show_bytes("pull") as progress:
         done = adapterpack.pull(
@@ -66,7 +67,7 @@ def command(
     if as_json:
         print_json({"command": "pull", **done.to_json()})
         return
-    reference = HubReference(done.repo, done.commit, done.folder)
+    reference = parse_address(source).at(done.commit)
     print_line(f"pulled the {done.kind} {done.id} of {reference} to {done.path}")
     for text in (*done.changed, *done.notes):
         print_line(text)

@@ -8,7 +8,7 @@ import click
 
 import adapterpack
 
-from ...hub.transport import HubReference
+from ...hub.transport.registry import parse_address
 from ..options import common_options, flag, option
 from ..output import print_json, print_line
 from ..progress import show_bytes
@@ -16,7 +16,7 @@ from ..progress import show_bytes
 
 @click.command("push")
 @click.argument("pack", metavar="PACK|BUNDLE")
-@click.argument("target", metavar="hf://ORG/NAME[/FOLDER]")
+@click.argument("target", metavar="hf://ORG/NAME[/FOLDER]|oci://HOST/NAME[:TAG]")
 @flag("--pr", "Open a pull request instead of committing to the branch.")
 @option("--tag", "TAG", "Tag the commit; a tag never moves.")
 @flag("--private", "Make the repository private, if it is new.")
@@ -26,22 +26,27 @@ from ..progress import show_bytes
 @option("-m --message", "TEXT", "The commit's message.")
 @common_options
 def command(*, pack: str, target: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
+    """Checks a pack or a bundle, pushes it to a hub or a registry, and verifies what arrived.
 
-    The token is that of "hf auth login", or HF_TOKEN; HF_ENDPOINT selects a hub other than the public one.
-    Equal content makes no commit. With FOLDER the artifact goes into that folder of the repository, and
-    everything else there stays.
+    On a hub a push is one commit; equal content makes none. The token is that of "hf auth login", or
+    HF_TOKEN; HF_ENDPOINT selects a hub other than the public one. With FOLDER the artifact goes into that
+    folder of the repository, and everything else there stays.
+
+    A registry of containers holds the artifact as the ModelPack specification has it, with its signature and
+    a bill of materials attached. The login is that of docker or oras.
 
     \b
     Example:
       adapterpack push packs/tickets hf://org/tickets --license apache-2.0 --tag v1
+      adapterpack push packs/tickets oci://registry.example.com/team/tickets:v1
     """
     with show_bytes("push") as progress:
         done = adapterpack.push(pack, target, dry_run=dry_run, progress=progress, **options)
     if as_json:
         print_json({"command": "push", **done.to_json()})
         return
-    address = HubReference(done.repo, folder=done.folder).address
+    reference = parse_address(target)
+    address = reference.address
     would = "would be " if dry_run else ""
     if not done.sent and not done.deleted:
         print_line(f"{address} holds this {done.kind} already: {done.id}")
@@ -51,4 +56,4 @@ def command(*, pack: str, target: str, dry_run: bool, as_json: bool, **options: 
     if done.pull_request:
         print_line(f"pull request: {done.pull_request}")
     if done.commit and not dry_run:
-        print_line(f"{address}@{done.commit} holds {done.id}" + (f", tag {done.tag}" if done.tag else ""))
+        print_line(f"{reference.at(done.commit)} holds {done.id}" + (f", tag {done.tag}" if done.tag else ""))

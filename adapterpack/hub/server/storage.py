@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from ...base.repository_name import is_repo
 from ...errors import OutputExists, StorageError, storage_errors
 from ...http import HTTPError, bad_request
 from ...io import FrozenStruct, blobs, hold_lock, output_file, output_folder, own_folder, strict_json
@@ -92,7 +93,7 @@ class HubStorage:
         Raises:
             HTTPError: the repository does not exist.
         """
-        if not names.is_repo(repo) or not (self.root / "repos" / repo / "repo.json").is_file():
+        if not is_repo(repo) or not (self.root / "repos" / repo / "repo.json").is_file():
             raise HTTPError(404, "RepoNotFound", "Repository not found")
         return self.root / "repos" / repo
 
@@ -102,7 +103,7 @@ class HubStorage:
             path.parent.relative_to(self.root / "repos").as_posix()
             for path in self.root.glob("repos/*/*/repo.json")
         )
-        return tuple(sorted(repo for repo in repos if names.is_repo(repo)))
+        return tuple(sorted(repo for repo in repos if is_repo(repo)))
 
     def create(self, repo: str, *, private: bool, author: str) -> None:
         """Creates a repository with one empty commit.
@@ -110,7 +111,7 @@ class HubStorage:
         Raises:
             HTTPError: the name is taken or invalid.
         """
-        if not names.is_repo(repo) or names.unsafe(repo):
+        if not is_repo(repo) or names.unsafe(repo):
             raise bad_request("A repository is OWNER/NAME, and neither is a device on any system")
         first = Commit(None, "initial commit", "", author, _now())
         try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -27,7 +27,16 @@ from ...errors import (
     RevisionNotFound,
 )
 from . import names
-from .http import MAX_ANSWER, ByteLimit, Endpoint, ErrorResponse, request_json, same_origin, too_slow
+from .http import (
+    MAX_ANSWER,
+    ByteLimit,
+    Endpoint,
+    ErrorResponse,
+    open_response,
+    request_json,
+    same_origin,
+    too_slow,
+)
 
 _T = TypeVar("_T")
 MAX_LISTED = 20_000
@@ -112,6 +121,33 @@ class Remote:
         """Returns the path in the repository of a file in the reference's folder."""
         return f"{self.reference.prefix}{name}"
 
+    @contextmanager
+    def open(self, path: str, headers: Mapping[str, str]) -> Iterator[Any]:
+        """Opens the response with the bytes of a file at this commit.
+
+        Raises:
+            HubError: the hub does not say that they are of this commit.
+        """
+        from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
+
+        where, pause = f"{self}, {path}", constants.HF_HUB_DOWNLOAD_TIMEOUT
+
+        def require_commit(response: Any) -> None:
+            commit = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")
+            if response.status_code < 400 and commit != self.commit:
+                raise HubError(
+                    "the hub does not say that these bytes are of the commit that was asked for",
+                    where=where,
+                    expected=self.commit,
+                    found=commit[:80],
+                )
+
+        url = f"{self.endpoint}/{self.repo}/resolve/{self.commit}/{quote(self.path(path))}"
+        with open_response(
+            "GET", url, self.hub, where, headers=headers, pause=pause, check=require_commit
+        ) as response:
+            yield response
+
     def __str__(self) -> str:
         return str(self.pinned)
 
@@ -135,6 +171,7 @@ def api(token: str | None = None) -> Any:
     return HfApi(endpoint=endpoint(), token=token)
 
 
+@singledispatch
 def connect(reference: names.HubReference, token: str | None = None) -> Remote:
     """Resolves the revision of a reference to a commit.
 
@@ -168,6 +205,7 @@ def connect(reference: names.HubReference, token: str | None = None) -> Remote:
     return Remote(reference, commit, hub.url, token)
 
 
+@singledispatch
 def tree(remote: Remote) -> dict[str, ListedFile]:
     """Lists every file of the commit in the reference's folder, by its path there. Every path is checked to
     be safe as a local file.

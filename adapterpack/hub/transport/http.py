@@ -43,10 +43,13 @@ _CODES = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The URL of a hub and its token; None is the user's own token, False no token."""
+    """The URL of a hub and its token; None is the user's own token, False no token. ``headers`` go to no
+    other host.
+    """
 
     url: str
     token: str | bool | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def anonymous(self) -> Endpoint:
@@ -129,7 +132,7 @@ def open_response(
     seconds, session = allowed_seconds(0) if seconds is None else seconds, get_session()
     home = origin(session.build_request("GET", endpoint.url))
     for_all = {**build_hf_headers(token=False), "Accept-Encoding": "identity", **(headers or {})}
-    for_home = {**build_hf_headers(token=endpoint.token), **for_all}
+    for_home = {**build_hf_headers(token=endpoint.token), **endpoint.headers, **for_all}
     secret = for_home.get("authorization", "").removeprefix("Bearer ")
     for _ in range(_MAX_REDIRECTS + 1):
         request = session.build_request(method, url, headers=for_all, timeout=pause or seconds, **content)
@@ -204,6 +207,19 @@ def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
         yield chunk
 
 
+def read_body(response: Any, where: object, limit: ByteLimit) -> bytes:
+    """Reads a body to its end.
+
+    Raises:
+        HubError: it is too large, or arrives too slowly.
+    """
+    data = bytearray()
+    for chunk in in_time(response.iter_raw(), where):
+        limit.add(len(chunk))
+        data += chunk
+    return bytes(data)
+
+
 def request_json(
     method: str,
     url: str,
@@ -221,11 +237,9 @@ def request_json(
             :func:`in_time`.
         ErrorResponse: the hub answers with an error.
     """
-    limit, data = limit or ByteLimit(where, MAX_ANSWER), bytearray()
+    limit = limit or ByteLimit(where, MAX_ANSWER)
     with open_response(method, url, endpoint, where, **content) as response:
-        for chunk in in_time(response.iter_raw(), where):
-            limit.add(len(chunk))
-            data += chunk
+        data = read_body(response, where, limit)
         # headers count too: the session keeps some as cookies
         limit.add(sum(map(len, response.headers.values())))
     text, secret = data.decode("utf-8", "replace"), response.extensions["secret"]
@@ -236,7 +250,7 @@ def request_json(
             require_unrepeated(secret, json.dumps(value, ensure_ascii=False), where)
         return response, msgspec.convert(value, kind)
     except (ValueError, RecursionError):
-        expected, found = "JSON", repr(bytes(data[:40]))
+        expected, found = "JSON", repr(data[:40])
     except msgspec.ValidationError as error:
         expected, found = "what its API describes", str(error)[:200]
     raise HubError("the hub does not answer as it should", where=where, expected=expected, found=found)

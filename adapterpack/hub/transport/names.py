@@ -7,12 +7,11 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...base.repository_name import is_repo
 from ...errors import ConfigError, FormatError
 
 SCHEME = "hf://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_REPO = re.compile(f"{_PART}/{_PART}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 _LONGEST_REVISION = 200
@@ -53,21 +52,6 @@ class HubReference(NamedTuple):
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.address}@{self.revision}"
-
-
-def is_repo(text: str) -> bool:
-    """Returns whether a text is OWNER/NAME in plain ASCII, as every hub accepts it.
-
-    Example:
-        >>> is_repo("org/name"), is_repo("../name"), is_repo("name")
-        (True, False, False)
-    """
-    return (
-        _REPO.fullmatch(text) is not None
-        and ".." not in text
-        and "--" not in text
-        and not text.endswith((".git", ".", "-"))
-    )
 
 
 def is_revision(text: str) -> bool:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from ...errors import FormatError, HubError, storage_errors
 from ...io import CAN_LOCK, cache_folder, own_folder, take_lock
 from .client import ListedFile, Remote, hub_errors, with_retries
-from .http import in_time, open_response
+from .http import in_time
 
 LARGE = 8 << 20
 """The least size of a file whose partial download is kept."""
@@ -37,7 +36,7 @@ def read_range(remote: Remote, path: str, start: int, length: int) -> bytes:
 
     def once() -> bytes:
         parts, left = [], length
-        with _open_file(remote, path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
+        with remote.open(path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
             if not _is_rest(response, start, f"{remote}, {path}") and start:
                 raise HubError(
                     "the hub does not send ranges",
@@ -129,9 +128,7 @@ class _Download:
         start = self.listed.size - self.left
         if self.left <= 0 and start:
             return
-        with _open_file(
-            self.remote, self.listed.path, {"Range": f"bytes={start}-"} if start else {}
-        ) as response:
+        with self.remote.open(self.listed.path, {"Range": f"bytes={start}-"} if start else {}) as response:
             if start and not _is_rest(response, start, self.where):
                 self.restart()
                 start = 0
@@ -180,30 +177,6 @@ def _is_rest(response: Any, start: int, where: str) -> bool:
             found=sent[:80] or "no Content-Range",
         )
     return bool(response.status_code == 206)
-
-
-@contextmanager
-def _open_file(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]:
-    """Opens the response with the bytes of a file at the remote's commit."""
-    from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
-
-    where, pause = f"{remote}, {path}", constants.HF_HUB_DOWNLOAD_TIMEOUT
-
-    def require_commit(response: Any) -> None:
-        commit = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")
-        if response.status_code < 400 and commit != remote.commit:
-            raise HubError(
-                "the hub does not say that these bytes are of the commit that was asked for",
-                where=where,
-                expected=remote.commit,
-                found=commit[:80],
-            )
-
-    url = f"{remote.endpoint}/{remote.repo}/resolve/{remote.commit}/{quote(remote.path(path))}"
-    with open_response(
-        "GET", url, remote.hub, where, headers=headers, pause=pause, check=require_commit
-    ) as response:
-        yield response
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ...base.repository_name import is_repo
 from ...errors import ConfigError, FormatError, StorageError, UnknownAdapter, storage_errors
 from ...hub.lockfile import Lockfile, PinnedArtifact
 from ...hub.pull import local_copy, pinned_artifact
 from ...hub.resolve import is_remote
 from ...hub.transport import names
+from ...hub.transport.registry import parse_address
 from ...manifest import FILE_NAME
 from ...pack import Pack
 from ...pack.validate import list_pack, load
@@ -145,7 +147,7 @@ class Pin:
         pinned = _read_pins(self.lock).get(self.name)
         if pinned is None:
             raise UnknownAdapter("the lock file has no such entry", where=self.lock, found=self.name)
-        return load(pinned_artifact(names.parse(self.name), pinned))
+        return load(pinned_artifact(parse_address(self.name), pinned))
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class LockFile:
         Raises:
             FormatError, StorageError: as :meth:`packs`.
         """
-        named = (one for one in _read_pins(self.path) if name in (one, names.parse(one).name))
+        named = (one for one in _read_pins(self.path) if name in (one, parse_address(one).name))
         return next((Pin(self.path, one) for one in named), None)
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
@@ -223,7 +225,7 @@ class HubOwner:
 
     def find(self, name: str) -> PackPlace | None:
         """Returns the place of the repository with this name, whether or not there is one."""
-        return OnHub(f"{names.SCHEME}{self.owner}/{name}") if names.is_repo(f"{self.owner}/{name}") else None
+        return OnHub(f"{names.SCHEME}{self.owner}/{name}") if is_repo(f"{self.owner}/{name}") else None
 
 
 PackPlace = InFolder | Pin | OnHub
@@ -243,7 +245,7 @@ def source_on_request(source: StrPath) -> NamedSource:
     """
     if is_remote(source):
         owner = str(source).removeprefix(names.SCHEME)
-        if not names.is_repo(f"{owner}/x"):
+        if not is_repo(f"{owner}/x"):
             raise ConfigError(
                 "this is no owner on a hub", where=source, expected="hf://OWNER", remedy="leave out the name"
             )

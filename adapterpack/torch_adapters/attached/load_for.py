@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...base import Checkpoint
+from ...base.repository_name import is_repo
 from ...errors import ConfigError
 from ...hub import folder_of
 from ...hub.transport import names
@@ -72,7 +73,7 @@ def _named_base(pack: Pack) -> str:
     have chosen.
     """
     name, commit = pack.manifest.base.name, pack.manifest.base.commit
-    if name is None or not (names.is_repo(name) or commit):
+    if name is None or not (is_repo(name) or commit):
         raise ConfigError(
             "the pack does not name a base on a hub",
             where=pack.where,

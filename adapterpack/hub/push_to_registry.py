@@ -1,0 +1,183 @@
+"""Pushes an artifact to an OCI registry: a raw layer for each file, as CNCF ModelPack 0.0.7 has it, and the
+signature and the bill of materials attached to its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from ..bill_of_materials import bill_of
+from ..errors import ConfigError, FormatError, RepoNotFound
+from ..io import Progress, strict_json
+from ..pack import SIGNATURE
+from .prepare import PreparedPush
+from .transport import LocalFile, hub_errors, with_retries
+from .transport.http import ErrorResponse, allowed_seconds
+from .transport.registry import (
+    ARTIFACT,
+    INDEX,
+    MANIFEST,
+    PATH,
+    SIGNED,
+    Descriptor,
+    ImageManifest,
+    RegistryClient,
+    RegistryReference,
+)
+
+BILL = "application/vnd.cyclonedx+json"
+_LAYERS = {
+    ".json": "weight.config",
+    ".txt": "weight.config",
+    ".jinja": "weight.config",
+    ".md": "doc",
+}
+"""Suffix -> the kind of a layer; any other file holds weights."""
+_FORMATS = {"pack": "safetensors", "bundle": "onnx"}
+
+
+def push_to_registry(
+    ours: PreparedPush,
+    reference: RegistryReference,
+    token: str | None,
+    dry_run: bool,
+    progress: Progress,
+) -> tuple[str, tuple[str, ...]]:
+    """Uploads what the registry lacks, sets the tag, and compares it with what was sent. Returns the digest
+    of the OCI manifest and the files that were sent.
+
+    Raises:
+        ConfigError: the address has a digest, not a tag.
+        FormatError: what arrived is not what was sent.
+        HubError: the registry refuses.
+    """
+    if ":" in reference.revision:
+        raise ConfigError("a push goes to a tag", where=reference, remedy="name a tag, or none for 'latest'")
+    files = dict(ours.files)
+    signature = files.pop(SIGNATURE, None)
+    layers = [
+        _describe(file, f"application/vnd.cncf.model.{_layer(path)}.v1.raw", path)
+        for path, file in sorted(files.items())
+    ]
+    config = _json_file(
+        {
+            "descriptor": {"name": ours.label},
+            "config": {"format": _FORMATS[ours.kind]},
+            "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
+        }
+    )
+    described = _describe(config, "application/vnd.cncf.model.config.v1+json")
+    made = _manifest(ARTIFACT, described, layers)
+    upload = _Upload(RegistryClient(reference, token), dry_run, progress, [*files.values(), config])
+    with hub_errors(reference):
+        sent = tuple(path for path, file in files.items() if upload.blob(file))
+        upload.blob(config)
+        if not dry_run:
+            upload.manifest(reference.revision, made, MANIFEST)
+            subject = _describe(made, MANIFEST)
+            if signature is not None:
+                upload.attach(subject, SIGNED, signature, SIGNATURE)
+            upload.attach(subject, BILL, _json_file(bill_of(ours.folder)), "bom.cdx.json")
+            found, _ = upload.registry.manifest(reference.revision, ImageManifest)
+            if found != subject.digest:
+                raise FormatError(
+                    "what arrived at the registry is not what was sent",
+                    where=reference,
+                    expected=subject.digest,
+                    found=found,
+                    remedy="push again; do not use that tag",
+                )
+    return f"sha256:{made.sha256}", sent
+
+
+class _Upload:
+    """What is sent to a repository, and how far that has come."""
+
+    def __init__(
+        self, registry: RegistryClient, dry_run: bool, progress: Progress, files: Iterable[LocalFile]
+    ) -> None:
+        self.registry, self._dry_run, self._progress = registry, dry_run, progress
+        self._done, self._total = 0, sum(file.size for file in files)
+
+    def blob(self, file: LocalFile) -> bool:
+        """Uploads a file unless the registry has it, and returns whether it lacked it."""
+        path = f"blobs/sha256:{file.sha256}"
+        # a registry may send its clients elsewhere to look
+        with suppress(RepoNotFound, ErrorResponse), self.registry.open("HEAD", path):
+            return False
+        if not self._dry_run:
+            with_retries(lambda: self._put(file))
+            self._done += file.size
+            self._progress(min(self._done, self._total), self._total)
+        return True
+
+    def _put(self, file: LocalFile) -> None:
+        with self.registry.open("POST", "blobs/uploads/", headers={"Content-Length": "0"}) as response:
+            address = response.headers.get("Location", "")
+        self._send(
+            f"{address}{'&' if '?' in address else '?'}digest=sha256:{file.sha256}",
+            file,
+            "application/octet-stream",
+        )
+
+    def manifest(self, revision: str, file: LocalFile, kind: str) -> Mapping[str, str]:
+        """Writes a manifest or an index, and returns the headers of the answer."""
+        return with_retries(lambda: self._send(f"manifests/{revision}", file, kind))
+
+    def _send(self, path: str, file: LocalFile, kind: str) -> Mapping[str, str]:
+        with self.registry.open(
+            "PUT",
+            path,
+            headers={"Content-Type": kind, "Content-Length": str(file.size)},
+            content=file.part(0, file.size),
+            seconds=allowed_seconds(file.size),
+        ) as response:
+            headers: Mapping[str, str] = response.headers
+            return headers
+
+    def attach(self, subject: Descriptor, kind: str, file: LocalFile, name: str) -> None:
+        """Attaches a file to a manifest. A registry that does not list such files gets a list of them under
+        the tag that the specification names.
+        """
+        empty = LocalFile.of(b"{}")
+        for one in (empty, file):
+            self.blob(one)
+        config = _describe(empty, "application/vnd.oci.empty.v1+json")
+        made = _manifest(kind, config, [_describe(file, kind, name)], subject)
+        mine = _describe(made, MANIFEST, kind=kind)
+        if "OCI-Subject" in self.manifest(mine.digest, made, MANIFEST):
+            return
+        others = [one for one in self.registry.referrers(subject.digest) if one.digest != mine.digest]
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*others, mine]}
+        self.manifest(subject.digest.replace(":", "-"), _json_file(index), INDEX)
+
+
+def _layer(path: str) -> str:
+    return _LAYERS.get(PurePosixPath(path).suffix, "weight")
+
+
+def _json_file(value: Any) -> LocalFile:
+    return LocalFile.of(strict_json.canonical(msgspec.to_builtins(value)))
+
+
+def _describe(file: LocalFile, media_type: str, path: str = "", kind: str = "") -> Descriptor:
+    names = {PATH: path, "org.opencontainers.image.title": path} if path else {}
+    return Descriptor(media_type, f"sha256:{file.sha256}", file.size, kind, names)
+
+
+def _manifest(
+    kind: str, config: Descriptor, layers: list[Descriptor], subject: Descriptor | None = None
+) -> LocalFile:
+    made = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": kind,
+        "config": config,
+        "layers": layers,
+    }
+    return _json_file(made if subject is None else {**made, "subject": subject})
