@@ -205,6 +205,12 @@ class SignatureExpired(TrustError):
     code = "signature-expired"
 
 
+class Revoked(TrustError):
+    """It is on the list of what was revoked, or was signed with a key that is."""
+
+    code = "revoked"
+
+
 class UnsupportedSignature(TrustError):
     """A signature of a kind that cannot be verified here, such as one without a local key."""
 

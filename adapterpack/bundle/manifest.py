@@ -8,6 +8,7 @@ descriptions in ``schemas/bundle.v1.json``.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -23,6 +24,7 @@ from ..io import Json, Misfit, PositiveWhole, Whole, read_file, sha256_of, stric
 from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
 from ..pack import SIGNATURE
+from ..pack.revoked import require_unrevoked
 from ..paths import StrPath
 from ..tasks import MAIN, get_task
 from ..tasks.data import ONE, PROBLEMS
@@ -421,7 +423,9 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
 
     Raises:
         FormatError: the manifest does not fit its schema.
+        Revoked: the bundle is on the list of what was revoked.
     """
+    require_unrevoked({f"sha256:{hashlib.sha256(data).hexdigest()}": "the bundle"}, where)
     bundle = typed_json.read(_with_later_fields(strict_json.loads(data, where, _MAX_BYTES)), Bundle)
     if isinstance(bundle, Misfit):
         raise FormatError(

@@ -41,6 +41,7 @@ SETTINGS = {
     "cache": ConfigKey("ADAPTERPACK_CACHE", _is_text, "a path", "the folder of caches"),
     "hub": ConfigKey("HF_ENDPOINT", _is_text, "an address", "the hub in place of the public one"),
     "log": ConfigKey("ADAPTERPACK_LOG", _is_text, "text or json", "the form of messages on stderr"),
+    "revoked": ConfigKey("ADAPTERPACK_REVOKED", _is_text, "a path", "the list of what was revoked"),
     "provider": ConfigKey(PROVIDER, _is_text, "a name", "where bundles run, as --provider"),
     "threads": ConfigKey(
         THREADS,

@@ -17,6 +17,7 @@ from ..io import TENSORS
 from ..manifest import manifest as m
 from ..manifest.manifest import FileEntry
 from ..pack import MUTABLE, SIGNATURE
+from ..pack.revoked import require_unrevoked_signer
 from ..pack.validate.checks import Finding
 from ..pack.validate.checks import folder as files
 from ..peft import layout
@@ -71,6 +72,7 @@ def open_remote(
     Raises:
         FormatError: the manifest cannot be read, or the artifact is too large.
         HubError: there is no artifact in the repository.
+        Revoked: its signature names a key that is revoked.
     """
     mark = next((name for name in KINDS if name in listed), None)
     if mark is None:
@@ -86,6 +88,9 @@ def open_remote(
     if SIGNATURE in listed:
         size, place = listed[SIGNATURE].size, f"{remote}, {SIGNATURE}"
         require_at_most(_MAX_SIGNATURE, size, "the signature is too large", place)
+        fetch(remote, listed[SIGNATURE], scratch / SIGNATURE)
+        require_unrevoked_signer(scratch)
+        (scratch / SIGNATURE).unlink()  # no part of the artifact
     fetch(remote, listed[mark], scratch / mark)
     data = (scratch / mark).read_bytes()
     manifest: Any = None

@@ -26,6 +26,7 @@ from ...io import Json, output_file, read_file, sha256_of
 from ...manifest import manifest as m
 from ...paths import StrPath
 from ..pack import MUTABLE, SIGNATURE, Pack
+from ..revoked import require_unrevoked
 from ..validate import load
 from ..validate.checks import Finding, entries, regular_files
 from . import dsse, statement
@@ -185,7 +186,7 @@ def unseal(
     """Returns the signature of an artifact, if the holder of the key signed exactly the files in the folder.
 
     Raises:
-        Unsigned, WronglySigned, SignatureExpired, UnsupportedSignature: as for :func:`verify`.
+        Unsigned, WronglySigned, SignatureExpired, Revoked, UnsupportedSignature: as for :func:`verify`.
     """
     kind, file = artifact.kind, artifact.folder / FILE_NAME
     if not os.path.lexists(file):
@@ -199,6 +200,7 @@ def unseal(
     if (irregular := next(artifact.irregular(), None)) is not None:
         raise WronglySigned(irregular.message, where=artifact.folder / irregular.where, remedy=irregular.fix)
     signed = statement.read(dsse.unseal(read_file(file, dsse.MAX_BYTES + 1), key, file), file)
+    require_unrevoked({f"sha256:{key_digest(key)}": "the key of the signature"}, file)
     _require_same_files(artifact, signed)
     if identity is not None and signed.identity != identity:
         raise WronglySigned(

@@ -12,8 +12,10 @@ from typing import Any
 
 from ...errors import FormatError, StorageError
 from ...manifest import FILE_NAME, Outline, outline_of
+from ...manifest.manifest import parse
 from ...paths import StrPath
 from ..pack import Pack
+from ..revoked import require_unrevoked_pack, require_unrevoked_signer, revocations
 from .checks import folder as files
 from .validation import load, load_proved
 
@@ -89,6 +91,9 @@ def list_pack(path: StrPath) -> Pack:
         if outline is not None and not any(
             chain(files.regular_files(folder), files.closed_file_list(folder, outline))
         ):
+            if revocations():
+                require_unrevoked_pack(parse(data, folder / FILE_NAME), folder)
+                require_unrevoked_signer(folder)
             return ListedPack(folder, f"sha256:{hashlib.sha256(data).hexdigest()}", outline)
     except (FormatError, StorageError):
         pass  # loading says what is wrong

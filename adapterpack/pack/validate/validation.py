@@ -23,6 +23,7 @@ from ...paths import StrPath
 from ...peft import layout
 from .. import from_peft
 from ..pack import SIGNATURE, TEMPLATE, Pack
+from ..revoked import require_unrevoked_pack, require_unrevoked_signer
 from .checks import (
     OPTION,
     Budget,
@@ -135,6 +136,7 @@ def _examine(
     if findings := [*composition(manifest)]:
         return refuse(findings, manifest)
     require_known(manifest, folder / m.FILE_NAME)
+    require_unrevoked_signer(folder)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
     if findings := cap_findings(files.forbidden_files(folder, named, budget)) or cap_findings(
         files.closed_file_list(folder, manifest)
@@ -303,6 +305,7 @@ def _examine_peft(
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
     pack, unknown, _ = from_peft.import_folder(folder)
+    require_unrevoked_pack(pack.manifest, folder)
     pack = dataclasses.replace(pack, path=folder)
     findings += options(unknown)
     about_base = SHAPES_ONLY if base else NO_BASE
@@ -351,12 +354,14 @@ def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
 
 
 def require_known(manifest: m.Manifest, where: object) -> None:
-    """Checks that the pack's methods are registered here in a known version.
+    """Checks that the pack is not revoked, and that its methods are registered here in a known version.
 
     Raises:
+        Revoked: the pack, a file or a tensor is on the list of what was revoked.
         UnknownMethod: a method is not registered.
         Unsupported: the pack was made by a newer version of a method.
     """
+    require_unrevoked_pack(manifest, where)
     secondary = [
         (group.method, get(group.method.type)) for group in manifest.groups if group.method is not None
     ]

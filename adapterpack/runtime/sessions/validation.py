@@ -32,6 +32,7 @@ from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
 from ...manifest import Manifest
 from ...onnx_graph import GraphFile
 from ...pack import SIGNATURE, Budget, Pack
+from ...pack.revoked import require_unrevoked_signer
 from ...pack.validate import NO_BASE, Finding, Report, examine
 from ...pack.validate.checks import Spent, cost_problem, entries
 from ...tasks import MAIN, get_task
@@ -130,6 +131,7 @@ def _findings(
     budget or of anything to compare.
     """
     bundle = read_bundle(folder)
+    require_unrevoked_signer(folder)
     yield from _about_proof(bundle)
     irregular = False
     for finding in _file_list(folder, bundle, budget):
