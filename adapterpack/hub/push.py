@@ -117,7 +117,7 @@ def push(
     show = progress or (lambda done, total: None)
     with prepare(pack, reference, base_model, license) as ours:
         if isinstance(reference, RegistryReference):
-            digest, sent = push_to_registry(ours, reference, token, dry_run, show)
+            digest, sent = push_to_registry(ours, reference, dry_run, show)
             repo, revision = reference.repo, reference.revision
             return Pushed(repo, "", digest, ours.kind, ours.id, sent, tag=revision, dry_run=dry_run)
         push = _Push(reference, ours, token, show)

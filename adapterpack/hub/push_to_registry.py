@@ -4,10 +4,10 @@ signature and the bill of materials attached to its manifest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from ..bill_of_materials import bill_of
 from ..errors import ConfigError, FormatError, RepoNotFound
 from ..io import Progress, strict_json
 from ..pack import SIGNATURE
+from ..pack.trust.dsse import MEDIA_TYPE as SIGNATURE_TYPE
 from .prepare import PreparedPush
 from .transport import LocalFile, hub_errors, with_retries
 from .transport.http import ErrorResponse, allowed_seconds
@@ -23,20 +24,13 @@ from .transport.registry import (
     INDEX,
     MANIFEST,
     PATH,
-    SIGNED,
     Descriptor,
-    ImageManifest,
     RegistryClient,
     RegistryReference,
 )
 
 BILL = "application/vnd.cyclonedx+json"
-_LAYERS = {
-    ".json": "weight.config",
-    ".txt": "weight.config",
-    ".jinja": "weight.config",
-    ".md": "doc",
-}
+_LAYERS = {**dict.fromkeys((".json", ".txt", ".jinja"), "weight.config"), ".md": "doc"}
 """Suffix -> the kind of a layer; any other file holds weights."""
 _FORMATS = {"pack": "safetensors", "bundle": "onnx"}
 
@@ -44,7 +38,6 @@ _FORMATS = {"pack": "safetensors", "bundle": "onnx"}
 def push_to_registry(
     ours: PreparedPush,
     reference: RegistryReference,
-    token: str | None,
     dry_run: bool,
     progress: Progress,
 ) -> tuple[str, tuple[str, ...]]:
@@ -52,7 +45,7 @@ def push_to_registry(
     of the OCI manifest and the files that were sent.
 
     Raises:
-        ConfigError: the address has a digest, not a tag.
+        ConfigError: the address names no tag.
         FormatError: what arrived is not what was sent.
         HubError: the registry refuses.
     """
@@ -61,7 +54,11 @@ def push_to_registry(
     files = dict(ours.files)
     signature = files.pop(SIGNATURE, None)
     layers = [
-        _describe(file, f"application/vnd.cncf.model.{_layer(path)}.v1.raw", path)
+        _describe(
+            file,
+            f"application/vnd.cncf.model.{_LAYERS.get(PurePosixPath(path).suffix, 'weight')}.v1.raw",
+            path,
+        )
         for path, file in sorted(files.items())
     ]
     config = _json_file(
@@ -73,36 +70,38 @@ def push_to_registry(
     )
     described = _describe(config, "application/vnd.cncf.model.config.v1+json")
     made = _manifest(ARTIFACT, described, layers)
-    upload = _Upload(RegistryClient(reference, token), dry_run, progress, [*files.values(), config])
+    upload = _Upload(RegistryClient(reference), dry_run)
+    sent, done, total = list[str](), 0, sum(file.size for file in files.values())
     with hub_errors(reference):
-        sent = tuple(path for path, file in files.items() if upload.blob(file))
+        for path, file in files.items():
+            if upload.blob(file):
+                sent.append(path)
+            done += file.size
+            progress(done, total)
         upload.blob(config)
         if not dry_run:
             upload.manifest(reference.revision, made, MANIFEST)
             subject = _describe(made, MANIFEST)
             if signature is not None:
-                upload.attach(subject, SIGNED, signature, SIGNATURE)
+                upload.attach(subject, SIGNATURE_TYPE, signature, SIGNATURE)
             upload.attach(subject, BILL, _json_file(bill_of(ours.folder)), "bom.cdx.json")
-            found, _ = upload.registry.manifest(reference.revision, ImageManifest)
+            found, _ = upload.registry.manifest(reference.revision)
             if found != subject.digest:
                 raise FormatError(
                     "what arrived at the registry is not what was sent",
                     where=reference,
                     expected=subject.digest,
                     found=found,
-                    remedy="push again; do not use that tag",
+                    remedy="push again",
                 )
-    return f"sha256:{made.sha256}", sent
+    return f"sha256:{made.sha256}", tuple(sent)
 
 
-class _Upload:
-    """What is sent to a repository, and how far that has come."""
+class _Upload(NamedTuple):
+    """What writes to a repository."""
 
-    def __init__(
-        self, registry: RegistryClient, dry_run: bool, progress: Progress, files: Iterable[LocalFile]
-    ) -> None:
-        self.registry, self._dry_run, self._progress = registry, dry_run, progress
-        self._done, self._total = 0, sum(file.size for file in files)
+    registry: RegistryClient
+    dry_run: bool
 
     def blob(self, file: LocalFile) -> bool:
         """Uploads a file unless the registry has it, and returns whether it lacked it."""
@@ -110,10 +109,8 @@ class _Upload:
         # a registry may send its clients elsewhere to look
         with suppress(RepoNotFound, ErrorResponse), self.registry.open("HEAD", path):
             return False
-        if not self._dry_run:
+        if not self.dry_run:
             with_retries(lambda: self._put(file))
-            self._done += file.size
-            self._progress(min(self._done, self._total), self._total)
         return True
 
     def _put(self, file: LocalFile) -> None:
@@ -133,8 +130,8 @@ class _Upload:
         with self.registry.open(
             "PUT",
             path,
+            file,
             headers={"Content-Type": kind, "Content-Length": str(file.size)},
-            content=file.part(0, file.size),
             seconds=allowed_seconds(file.size),
         ) as response:
             headers: Mapping[str, str] = response.headers
@@ -155,10 +152,6 @@ class _Upload:
         others = [one for one in self.registry.referrers(subject.digest) if one.digest != mine.digest]
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*others, mine]}
         self.manifest(subject.digest.replace(":", "-"), _json_file(index), INDEX)
-
-
-def _layer(path: str) -> str:
-    return _LAYERS.get(PurePosixPath(path).suffix, "weight")
 
 
 def _json_file(value: Any) -> LocalFile:

@@ -21,7 +21,6 @@ from .pack import SIGNATURE
 
 VARIABLE = "ADAPTERPACK_REVOKED"
 _MAX_BYTES, _MAX_SIGNATURE = 64 << 20, 1 << 20
-Reason = Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
 class Revocations(ClosedStruct):
@@ -29,7 +28,7 @@ class Revocations(ClosedStruct):
 
     format: Literal["adapterpack.revoked"]
     version: Literal[1]
-    entries: dict[Sha256, Reason]
+    entries: dict[Sha256, Annotated[str, Meta(min_length=1, max_length=1000)]]
 
 
 def revocations() -> Mapping[str, str]:
@@ -52,7 +51,6 @@ def _read(path: Path, _: Identity) -> Mapping[str, str]:
         raise FormatError(
             f"this is no list of revocations: {read.message}",
             where=f"{path}#{read.pointer}",
-            expected="adapterpack.revoked, version 1, with a reason for each sha256",
             remedy=f"mend the file that {VARIABLE} names; until then nothing is opened",
         )
     return read.entries
@@ -80,9 +78,8 @@ def require_unrevoked_pack(manifest: m.Manifest, where: object) -> None:
     Raises:
         Revoked: one of them is on the list.
     """
-    parts = [("file", entry.path, entry) for entry in manifest.files]
-    parts += [("tensor", name, entry) for name, entry in manifest.tensors.items()]
-    named = {f"sha256:{entry.sha256}": f"the {kind} {name}" for kind, name, entry in parts}
+    named = {f"sha256:{one.sha256}": f"the file {one.path}" for one in manifest.files}
+    named |= {f"sha256:{one.sha256}": f"the tensor {name}" for name, one in manifest.tensors.items()}
     require_unrevoked({**named, manifest.id: "the pack"}, where)
 
 

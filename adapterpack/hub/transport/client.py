@@ -387,7 +387,11 @@ _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
         ),
     ),
     507: (HubError, "the disk of the hub is full", "free some space on the hub, and push again"),
-    "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
+    "transport": (
+        HubError,
+        "the hub cannot be reached, or breaks off",
+        "check the network and the address (HF_ENDPOINT)",
+    ),
 }
 """The kind or status of an error -> its class, message and remedy. The first match counts."""
 

@@ -25,9 +25,11 @@ from ...http import is_loopback
 from ...io import Whole
 from ...manifest import Sha256
 from ...pack import SIGNATURE
+from ...pack.trust.dsse import MEDIA_TYPE as SIGNATURE_TYPE
 from . import names
 from .client import ListedFile, Remote, connect, hub_errors, tree, with_retries
 from .http import ByteLimit, Endpoint, ErrorResponse, open_response, read_body, request_json, same_origin
+from .local_files import LocalFile
 
 _T = TypeVar("_T")
 SCHEME = "oci://"
@@ -35,8 +37,6 @@ ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 PATH = "org.cncf.model.filepath"
-SIGNED = "application/vnd.dev.sigstore.bundle.v0.3+json"
-"""The type of artifact of a detached signature."""
 MAX_MANIFEST = 4 << 20
 """The most bytes of a manifest, which every registry takes by the specification."""
 MAX_LAYERS = 4096
@@ -110,25 +110,23 @@ def parse_address(text: str) -> names.HubReference:
 
 
 class RegistryClient:
-    """A repository in a registry, with the permissions that it has granted so far. Only this machine is asked
-    without TLS.
+    """A repository in a registry, and what it permits so far. Only this machine is asked without TLS.
 
     Raises:
         MissingExtra: the client library for registries is not installed.
     """
 
-    def __init__(self, reference: names.HubReference, token: str | None = None) -> None:
+    def __init__(self, reference: names.HubReference) -> None:
         with needed_by("registries"):
             self._auth, self._container = (import_module(f"oras.{name}") for name in ("auth", "container"))
         self.reference, (self.host, _, name) = reference, reference.repo.partition("/")
         scheme = "http" if is_loopback(self.host.partition(":")[0]) else "https"
         self.home, self.url = f"{scheme}://{self.host}", f"{scheme}://{self.host}/v2/{name}/"
-        self._granted = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._granted = dict[str, str]()
 
     @contextmanager
-    def open(self, method: str, path: str, **options: Any) -> Iterator[Any]:
-        """Sends a request below the repository's address, and yields the response. Asks for permission if the
-        registry wants that.
+    def open(self, method: str, path: str, file: LocalFile | None = None, **options: Any) -> Iterator[Any]:
+        """Sends a request below the repository's address, logs in if asked to, and yields the response.
 
         Raises:
             RepoNotFound: the registry has nothing there.
@@ -136,10 +134,10 @@ class RegistryClient:
         """
 
         def send() -> Any:
-            home = Endpoint(self.home, False, self._granted)
-            return stack.enter_context(
-                open_response(method, urljoin(self.url, path), home, self.reference, **options)
-            )
+            home, url = Endpoint(self.home, False, self._granted), urljoin(self.url, path)
+            content = None if file is None else file.part(0, file.size)
+            asked = open_response(method, url, home, self.reference, content=content, **options)
+            return stack.enter_context(asked)
 
         with ExitStack() as stack:
             try:
@@ -182,34 +180,27 @@ class RegistryClient:
                 "the registry does not permit this",
                 where=self.reference,
                 found=status,
-                remedy=f"log in with rights to do it: docker login {self.host}, or oras login",
+                remedy=f"log in with the rights for it: docker login {self.host}",
             )
         if status == 404:
-            return RepoNotFound(
-                "the registry has no such repository, tag or digest",
-                where=self.reference,
-                remedy="check the address; a private one may need docker login",
-            )
+            return RepoNotFound("the registry has no such repository, tag or digest", where=self.reference)
         return error
 
-    def manifest(self, revision: str, kind: type[_T], accept: str = MANIFEST) -> tuple[str, _T]:
-        """Reads the manifest or the index of a tag or a digest, and returns its digest and what it says.
+    def manifest(self, revision: str) -> tuple[str, ImageManifest]:
+        """Reads the manifest of a tag or a digest, and returns its digest and what it says.
 
         Raises:
             FormatError: it is none, or another one than the digest names.
-            HubError: the registry refuses.
         """
-        data = self.read(f"manifests/{revision}", accept)
+        data = self._read(f"manifests/{revision}", MANIFEST)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if ":" in revision and digest != revision:
             raise FormatError(
                 "the registry sends another manifest than was asked for", where=self.reference, found=digest
             )
-        return digest, self.decode(data, kind)
+        return digest, self._decode(data, ImageManifest)
 
-    def read(self, path: str, accept: str) -> bytes:
-        """Returns the body of a small answer."""
-
+    def _read(self, path: str, accept: str) -> bytes:
         def once() -> bytes:
             with self.open("GET", path, headers={"Accept": accept}) as response:
                 return read_body(response, self.reference, ByteLimit(self.reference, MAX_MANIFEST))
@@ -217,16 +208,12 @@ class RegistryClient:
         with hub_errors(self.reference):
             return with_retries(once)
 
-    def decode(self, data: bytes, kind: type[_T]) -> _T:
-        """Returns what a manifest or an index says."""
+    def _decode(self, data: bytes, kind: type[_T]) -> _T:
         try:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(
-                "the registry's manifest cannot be used",
-                where=self.reference,
-                expected=f"a manifest of OCI with at most {MAX_LAYERS} entries",
-                found=str(error)[:200],
+                f"the registry's manifest cannot be used: {str(error)[:200]}", where=self.reference
             ) from error
 
     def referrers(self, digest: str) -> list[Descriptor]:
@@ -235,7 +222,7 @@ class RegistryClient:
         """
         for path in (f"referrers/{digest}", f"manifests/{digest.replace(':', '-')}"):
             try:
-                return self.decode(self.read(path, INDEX), ImageIndex).manifests
+                return self._decode(self._read(path, INDEX), ImageIndex).manifests
             except RepoNotFound:
                 continue
         return []
@@ -253,13 +240,13 @@ class RegistryRemote(Remote):
         """Its layers by their paths, and the signature that was attached to it last.
 
         Raises:
-            FormatError: a layer has no path, an unsafe one, or is packed.
+            FormatError: a layer has no path, or an unsafe one.
         """
-        listed = [_listed(layer.annotations.get(PATH, ""), layer, self) for layer in self.manifest.layers]
-        signed = [one for one in self.registry.referrers(self.commit) if one.artifact_type == SIGNED]
+        listed = [_listed(layer.annotations.get(PATH, ""), layer) for layer in self.manifest.layers]
+        signed = [one for one in self.registry.referrers(self.commit) if one.artifact_type == SIGNATURE_TYPE]
         if signed:
-            _, signature = self.registry.manifest(signed[-1].digest, ImageManifest)
-            listed += [_listed(SIGNATURE, layer, self) for layer in signature.layers[:1]]
+            _, signature = self.registry.manifest(signed[-1].digest)
+            listed += [_listed(SIGNATURE, layer) for layer in signature.layers[:1]]
         names.require_safe([file.path for file in listed], self)
         return {file.path: file for file in listed}
 
@@ -271,22 +258,14 @@ class RegistryRemote(Remote):
             yield response
 
 
-def _listed(path: str, layer: Descriptor, where: object) -> ListedFile:
-    if ".tar" in layer.media_type:
-        raise FormatError(
-            "a layer of the artifact is packed",
-            where=f"{where}, {path}",
-            expected="raw layers, a file each",
-            found=layer.media_type[:80],
-            remedy="push it with adapterpack push",
-        )
+def _listed(path: str, layer: Descriptor) -> ListedFile:
     return ListedFile(path, layer.size, layer.digest.removeprefix("sha256:"), None)
 
 
 @connect.register
 def _(reference: RegistryReference, token: str | None = None) -> Remote:
-    registry = RegistryClient(reference, token)
-    digest, manifest = registry.manifest(reference.revision, ImageManifest)
+    registry = RegistryClient(reference)
+    digest, manifest = registry.manifest(reference.revision)
     if manifest.artifact_type != ARTIFACT:
         raise FormatError(
             "this is no model in the registry",
@@ -294,7 +273,7 @@ def _(reference: RegistryReference, token: str | None = None) -> Remote:
             expected=ARTIFACT,
             found=manifest.artifact_type[:80] or manifest.config.media_type[:80],
         )
-    return RegistryRemote(reference, digest, registry.home, token, registry=registry, manifest=manifest)
+    return RegistryRemote(reference, digest, registry.home, registry=registry, manifest=manifest)
 
 
 @tree.register
