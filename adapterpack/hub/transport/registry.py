@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import urlencode, urljoin
 
 import msgspec
@@ -31,7 +31,6 @@ from .client import ListedFile, Remote, connect, hub_errors, tree, with_retries
 from .http import ByteLimit, Endpoint, ErrorResponse, open_response, read_body, request_json, same_origin
 from .local_files import LocalFile
 
-_T = TypeVar("_T")
 SCHEME = "oci://"
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -57,25 +56,15 @@ class Descriptor(Struct, omit_defaults=True, rename="camel"):
     annotations: dict[str, str] = {}
 
 
+_Entries = Annotated[list[Descriptor], Meta(max_length=MAX_LAYERS)]
+
+
 class ImageManifest(Struct, rename="camel"):
-    """The manifest of an artifact."""
+    """The manifest of an artifact with its layers, or an index of manifests."""
 
-    config: Descriptor
-    layers: Annotated[list[Descriptor], Meta(max_length=MAX_LAYERS)]
     artifact_type: str = ""
-
-
-class ImageIndex(Struct):
-    """A list of manifests, such as the referrers of another one."""
-
-    manifests: Annotated[list[Descriptor], Meta(max_length=MAX_LAYERS)]
-
-
-class Token(Struct):
-    """What a registry's service of tokens answers."""
-
-    token: str = ""
-    access_token: str = ""
+    layers: _Entries = []
+    manifests: _Entries = []
 
 
 class RegistryReference(names.HubReference):
@@ -170,8 +159,8 @@ class RegistryClient:
             )
         query = urlencode({key: value for key in ("service", "scope") if (value := getattr(asked, key))})
         service = Endpoint(asked.realm, False, self._granted)
-        _, answer = request_json("GET", f"{asked.realm}?{query}", service, self.reference, Token)
-        self._granted = {"authorization": f"Bearer {answer.token or answer.access_token}"}
+        _, answer = request_json("GET", f"{asked.realm}?{query}", service, self.reference, dict[str, Any])
+        self._granted = {"authorization": f"Bearer {answer.get('token') or answer.get('access_token')}"}
 
     def _explain(self, error: ErrorResponse) -> Exception:
         status = error.response.status_code
@@ -192,29 +181,27 @@ class RegistryClient:
         Raises:
             FormatError: it is none, or another one than the digest names.
         """
-        data = self._read(f"manifests/{revision}", MANIFEST)
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        digest, manifest = self._read(f"manifests/{revision}", MANIFEST)
         if ":" in revision and digest != revision:
             raise FormatError(
                 "the registry sends another manifest than was asked for", where=self.reference, found=digest
             )
-        return digest, self._decode(data, ImageManifest)
+        return digest, manifest
 
-    def _read(self, path: str, accept: str) -> bytes:
+    def _read(self, path: str, accept: str) -> tuple[str, ImageManifest]:
         def once() -> bytes:
             with self.open("GET", path, headers={"Accept": accept}) as response:
                 return read_body(response, self.reference, ByteLimit(self.reference, MAX_MANIFEST))
 
         with hub_errors(self.reference):
-            return with_retries(once)
-
-    def _decode(self, data: bytes, kind: type[_T]) -> _T:
+            data = with_retries(once)
         try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            read = msgspec.json.decode(data, type=ImageManifest)
+        except (ValueError, RecursionError) as error:
             raise FormatError(
                 f"the registry's manifest cannot be used: {str(error)[:200]}", where=self.reference
             ) from error
+        return f"sha256:{hashlib.sha256(data).hexdigest()}", read
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Lists what was attached to a manifest: as the registry knows it, or by the tag for registries that
@@ -222,7 +209,7 @@ class RegistryClient:
         """
         for path in (f"referrers/{digest}", f"manifests/{digest.replace(':', '-')}"):
             try:
-                return self._decode(self._read(path, INDEX), ImageIndex).manifests
+                return self._read(path, INDEX)[1].manifests
             except RepoNotFound:
                 continue
         return []
@@ -271,7 +258,7 @@ def _(reference: RegistryReference, token: str | None = None) -> Remote:
             "this is no model in the registry",
             where=reference,
             expected=ARTIFACT,
-            found=manifest.artifact_type[:80] or manifest.config.media_type[:80],
+            found=manifest.artifact_type[:80],
         )
     return RegistryRemote(reference, digest, registry.home, registry=registry, manifest=manifest)
 
