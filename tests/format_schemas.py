@@ -20,6 +20,7 @@ from adapterpack.manifest.integrity import KEY
 from adapterpack.manifest.manifest import Manifest
 from adapterpack.manifest.migrations import EACH, STEPS
 from adapterpack.manifest.structs import Metric, TrainingClaims
+from adapterpack.pack.revoked import Revocations
 
 _INTEGRITY = {
     "description": "The sha256 of the manifest's own bytes with this text empty.",
@@ -141,6 +142,21 @@ def fleet_schema() -> dict[str, Any]:
     )
 
 
+def revoked_schema() -> dict[str, Any]:
+    """The JSON Schema of a list of what was revoked.
+
+    Example:
+        >>> revoked_schema()["required"]
+        ['format', 'version', 'entries']
+    """
+    return _with_title(
+        schema_of(Revocations, {}),
+        "revoked",
+        "adapterpack list of revocations, version 1",
+        "The sha256 of packs, bundles, files, tensors and signers' keys that are refused, each with the reason.",
+    )
+
+
 def _with_title(made: dict[str, Any], name: str, title: str, description: str) -> dict[str, Any]:
     about = {
         "$id": f"https://adapterpack.dev/schemas/{name}.v1.json",
@@ -247,6 +263,7 @@ SCHEMAS = {
     "bundle": bundle_schema,
     "fleet": fleet_schema,
     "canary": canary_schema,
+    "revoked": revoked_schema,
 }
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -17,12 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from encoder_packs import packed
 from msgspec.structs import replace
 
-from adapterpack import Engine, Pack, Session, export, load
+from adapterpack import Engine, Pack, Session, export, load, serve
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
     FormatError,
     ParityError,
+    Revoked,
     TrustError,
     Unsupported,
 )
@@ -259,6 +261,39 @@ def test_a_pack_of_another_tokenizer_is_said(
     other = replace(pack.manifest, tokenizer=replace(tokenizer, tokenizer_json="0" * 64))
     Session(decoders, "cpu").load(dataclasses.replace(pack, manifest=other))
     assert "trained with another tokenizer.json" in caplog.text
+
+
+def test_what_is_revoked_is_not_served(
+    bundle_of: Make,
+    pack_of: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither at the start, nor by a watch, nor by an operator, nor in a bundle; what was loaded before is not loaded
+    again.
+    """
+    bundle, packs = bundle_of("bert", "bank"), tmp_path / "packs"
+    load(pack_of("bert", "alpha")).renamed("gamma").write(packs / "gamma")
+    tensor = next(iter(load(packs / "gamma").manifest.tensors.values())).sha256
+    control = control_of(Engine(bundle, "cpu"), PackFolder(packs))
+    control.add(load(packs / "gamma"))
+    entries = {f"sha256:{tensor}": "it leaks names"}
+    value = {"format": "adapterpack.revoked", "version": 1, "entries": entries}
+    (tmp_path / "revoked.json").write_text(json.dumps(value))
+    engine = Engine(bundle, "cpu")
+    monkeypatch.setenv("ADAPTERPACK_REVOKED", str(tmp_path / "revoked.json"))
+    refused = pytest.raises(Revoked, match="the tensor .* is revoked: it leaks names")
+    with refused:
+        control.load("gamma", "gamma", replace=True)
+    with refused:
+        StartupAdapters.of([packs / "gamma"]).load(control_of(engine), changing=False, watched=False)
+    watched = control_of(engine, PackFolder(packs))
+    assert watched.follow(InFolder(packs / "gamma"))
+    assert [refusal.reason for refusal in watched.refused] == ["revoked"]
+    with refused:
+        watched.load("gamma", "mine")
+    with refused:  # alpha, which the bundle holds, has the tensor, too
+        serve(bundle, port=0)
 
 
 def test_nothing_of_a_pack_without_its_signature_is_looked_at(

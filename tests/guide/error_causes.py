@@ -136,6 +136,12 @@ def _signed(folder: Path, **options: Any) -> None:
     adapterpack.sign(folder / "packs" / "tickets", folder / "key.pem", **options)
 
 
+def _revoked(folder: Path) -> None:
+    entries = {adapterpack.load(folder / "packs" / "tickets").id: "trained on data that must be forgotten"}
+    value = {"format": "adapterpack.revoked", "version": 1, "entries": entries}
+    (folder / "revoked.json").write_text(json.dumps(value))
+
+
 def _with_certificate(folder: Path) -> None:
     """The signature of a service that vouches with a certificate in place of a key."""
     _signed(folder)
@@ -302,6 +308,17 @@ adapterpack.verify("packs/tickets", "key.pub", at=datetime(2031, 1, 1, tzinfo=UT
         lambda folder: _signed(folder, expires="2030-12-31"),
     ),
     Cause(
+        errors.Revoked,
+        """import os
+
+os.environ["ADAPTERPACK_REVOKED"] = "revoked.json"
+adapterpack.load("packs/tickets")
+""",
+        "The pack, one of its tensors or files, or the key that signed it is on the list of what was revoked. "
+        "Do not use it; ask whoever keeps the list.",
+        _revoked,
+    ),
+    Cause(
         errors.UnsupportedSignature,
         "adapterpack verify packs/tickets --key key.pub",
         "A signature that a local key cannot verify, such as one by a certificate, or of a newer format. "
@@ -369,7 +386,7 @@ store.get(pack.id)
 )
 ABSTRACT = {
     errors.TrustError: (
-        "`Unsigned`, `WronglySigned`, `SignatureExpired` and `UnsupportedSignature` are this error."
+        "`Unsigned`, `WronglySigned`, `SignatureExpired`, `Revoked` and `UnsupportedSignature` are this error."
     )
 }
 """Errors that are only ever raised as one of their kinds."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import Annotated, Any
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,7 +28,7 @@ from ...pack import SIGNATURE
 from ...pack.trust.dsse import MEDIA_TYPE as SIGNATURE_TYPE
 from . import names
 from .client import ListedFile, Remote, connect, hub_errors, tree, with_retries
-from .http import ByteLimit, Endpoint, ErrorResponse, open_response, read_body, request_json, same_origin
+from .http import ByteLimit, Endpoint, ErrorResponse, open_response, read_body, request_json
 from .local_files import LocalFile
 
 SCHEME = "oci://"
@@ -150,9 +150,10 @@ class RegistryClient:
         asked = self._auth.utils.parse_auth_header(challenge)
         if not challenge.casefold().startswith("bearer") or not asked.realm:
             return
-        if not asked.realm.startswith("https://") and not same_origin(asked.realm, self.home):
+        here = self.home.startswith("http:") and is_loopback(urlsplit(asked.realm).hostname or "")
+        if not asked.realm.startswith("https://") and not here:
             raise HubError(
-                "the registry sends its clients for a token to an address that is neither its own nor https",
+                "the registry sends its clients for a token to an address that is not https",
                 where=self.reference,
                 found=asked.realm[:80],
                 remedy="do not use this registry",
