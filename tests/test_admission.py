@@ -282,7 +282,7 @@ def test_what_is_revoked_is_not_served(
     (tmp_path / "revoked.json").write_text(json.dumps(value))
     engine = Engine(bundle, "cpu")
     monkeypatch.setenv("ADAPTERPACK_REVOKED", str(tmp_path / "revoked.json"))
-    refused = pytest.raises(Revoked, match="the tensor .* is revoked: it leaks names")
+    refused = pytest.raises(Revoked, match=r"the tensor .* is revoked: it leaks names")
     with refused:
         control.load("gamma", "gamma", replace=True)
     with refused:

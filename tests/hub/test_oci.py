@@ -271,7 +271,7 @@ class Endless(BaseHTTPRequestHandler):
 def test_a_manifest_without_an_end_is_refused(registry: Registry) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(HubError, match="answer is too large.*at most 4194304 bytes"):
+        with pytest.raises(HubError, match=r"answer is too large.*at most 4194304 bytes"):
             adapterpack.pull(f"oci://127.0.0.1:{server.server_port}/team/tickets")
         server.shutdown()
     assert Endless.sent < 1 << 26
