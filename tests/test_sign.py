@@ -600,7 +600,7 @@ def test_every_trust_error_is_exit_code_4() -> None:
     """The hierarchy, and that every code is another one."""
     errors = [TrustError, *TrustError.__subclasses__()]
     assert {error.exit_code for error in errors} == {4}
-    assert len({error.code for error in errors}) == len(errors) == 5
+    assert len({error.code for error in errors}) == len(errors) == 6
     assert all(issubclass(error, AdapterpackError) for error in errors)
 
 
