@@ -27,6 +27,7 @@ from . import verdict
 from .audit_report import Audit, AuditedModule, AuditedSite, Skipped
 from .measures import measure
 from .scan import SAMPLE, fold_losses, norm_of, rows_of, scan
+from .screen import RATE, screen
 
 RANKS = (1, 2, 4, 8, 16, 32)
 """The ranks for which the loss of a truncation is reported by default."""
@@ -52,6 +53,8 @@ def audit(
     ranks: Sequence[int] = RANKS,
     dtypes: Sequence[str] = ("bf16", "fp16"),
     exact: bool = False,
+    clean: Sequence[Pack | StrPath] | None = None,
+    false_alarms: float = RATE,
     progress: Progress | None = None,
 ) -> Audit:
     """Measures what packs do to the base and to each other, and gives a verdict: energy, rank, interference,
@@ -70,6 +73,8 @@ def audit(
             needs ``base``.
         exact: looks at all entries for conflicts of sign and for the loss of a fold; else at about a million
             at a site, drawn by its path.
+        clean: packs of your own, all of one recipe, with which each pack is screened for hidden training.
+        false_alarms: the share of clean packs that the screen may call unusual.
         progress: called with (bytes done, bytes in all).
 
     Returns:
@@ -78,7 +83,8 @@ def audit(
     Raises:
         NothingToDo: there are no packs, or none changes anything that can be measured.
         BaseMismatch: the packs belong to different bases, or ``base`` is another.
-        ConfigError: wrong weights, ranks or dtypes.
+        ConfigError: wrong weights, ranks or dtypes, or clean packs that are too few or of several kinds.
+        NonFinite: a change that is screened is too large to have a spectrum.
 
     Example:
         >>> audit(["packs/tickets", "packs/emails"]).verdict.summary  # doctest: +SKIP
@@ -90,6 +96,7 @@ def audit(
     codes = list(dict.fromkeys(parse(name) for name in dtypes))
     loaded = [as_pack(pack) for pack in packs]
     common_base(loaded)
+    screened = screen(loaded, list(map(as_pack, clean)), false_alarms) if clean is not None else None
     checkpoint, loaded = opened_base(base, loaded)
     union = _union(loaded)
     costs = {path: _bytes(parts, checkpoint) for path, parts in union.items()}
@@ -122,6 +129,7 @@ def audit(
         tuple(skipped),
         tuple(whole),
         tuple(dict.fromkeys(obstacles)),
+        screen=screened,
     )
     figures = dataclasses.replace(figures, refused=dict(_refusals(loaded, verdict.of(figures).rules, base)))
     return dataclasses.replace(figures, verdict=verdict.of(figures))

@@ -20,6 +20,11 @@ from .measures import Measures, effective_rank, pool, stable_rank
 
 _LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")
 _DIGITS = 6
+LIMITS = (
+    "A screen is no proof in either direction: it compares the sizes and spectra of changes with those of "
+    "clean packs, and sees neither what an adapter answers nor a backdoor whose spectra look like theirs, "
+    "as most that were measured do."
+)
 
 
 class AuditVerdict(NamedTuple):
@@ -82,14 +87,12 @@ class AuditedSite:
     @property
     def layer(self) -> int | None:
         """The layer number in the path, or None."""
-        match = _LAYER.search(self.path)
-        return int(match[1]) if match else None
+        return place_of(self.path)[1]
 
     @property
     def module(self) -> str:
         """The part of the path below the layer."""
-        match = _LAYER.search(self.path)
-        return self.path[match.end() :] if match else self.path
+        return place_of(self.path)[0]
 
     @property
     def concern(self) -> float:
@@ -102,11 +105,44 @@ class AuditedSite:
         return relative if math.isfinite(relative) else float(self.measures.norms[0])
 
 
+class Screened(NamedTuple):
+    """What a screen says of one pack: ``unusual``, ``not unusual`` or ``not screened``.
+
+    ``p`` is the share of the clean packs and this one that look at least as unusual; None if not screened.
+    ``reasons`` are the figures that stand out most, or why the pack was not screened.
+    """
+
+    pack: str
+    outcome: str
+    p: float | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The outcome of a screen, with its scope: the number and kind of the clean packs."""
+
+    clean: int
+    rate: float
+    scope: str
+    packs: tuple[Screened, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the screen as the command prints it."""
+        return {
+            "limits": LIMITS,
+            "clean": self.clean,
+            "rate": self.rate,
+            "scope": self.scope,
+            "packs": [{**pack._asdict(), "reasons": list(pack.reasons)} for pack in self.packs],
+        }
+
+
 @dataclass(frozen=True)
 class Audit(Shown):
     """All figures of an audit. ``ranks`` and ``dtypes`` are those with reported losses; ``obstacles`` are the
     reasons why compose would refuse the packs under any rule, and ``refused`` maps single rules to the
-    reasons why compose would refuse the packs under them.
+    reasons why compose would refuse the packs under them. ``screen`` is None where none was asked for.
     """
 
     packs: tuple[Pack, ...]
@@ -120,6 +156,7 @@ class Audit(Shown):
     obstacles: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     verdict: AuditVerdict = NOT_YET
+    screen: Screen | None = None
 
     def __repr__(self) -> str:
         return f"<Audit of {', '.join(pack.name for pack in self.packs)}: {self.verdict.summary}>"
@@ -170,6 +207,7 @@ class Audit(Shown):
                 for module in self.whole
             ],
             "obstacles": list(self.obstacles),
+            "screen": None if self.screen is None else self.screen.to_json(),
         }
 
     def _site(self, site: AuditedSite) -> dict[str, Any]:
@@ -229,6 +267,17 @@ class Audit(Shown):
                 for loss in [sums.loss("", dtype)]
             },
         }
+
+
+def place_of(path: str) -> tuple[str, int | None]:
+    """Splits the path of a site into the part below the layer and the layer's number.
+
+    Example:
+        >>> place_of("model.layers.3.mlp.up_proj"), place_of("lm_head")
+        (('mlp.up_proj', 3), ('lm_head', None))
+    """
+    match = _LAYER.search(path)
+    return (path[match.end() :], int(match[1])) if match else (path, None)
 
 
 def _list(values: Sequence[Any] | np.ndarray) -> list[Any]:

@@ -32,6 +32,7 @@ def audit_report(result: Result) -> str:
         packs=result["packs"],
         sites=len(result["sites"]),
         verdict=verdict,
+        screen=result["screen"] and (result["screen"]["limits"], screened_packs(result)),
         cards=_cards(result) if total else (),
         commands=[f"adapterpack compose PACK... --rule {rule}{options} -o OUT" for rule in verdict["rules"]],
         changes=_changes(result) if total else (),
@@ -90,6 +91,21 @@ def worst_sites(result: Result, most: int) -> Table:
         ranks = [_effective_rank(result, index) for index in range(len(result["packs"]))]
         rows.append(row("all sites", result["total"], [rank for rank in ranks if rank is not None]))
     return columns, rows
+
+
+def screened_packs(result: Result) -> tuple[list[str], list[list[str]], str]:
+    """Lists what the screen says of each pack, with a caption that says what it was compared with."""
+    screen = result["screen"]
+    rows = [
+        [pack["pack"], pack["outcome"], decimal(pack["p"], 3), "; ".join(pack["reasons"])]
+        for pack in screen["packs"]
+    ]
+    return (
+        ["pack", "screen", "p", "figures that stand out most, or why not"],
+        rows,
+        f"compared with {screen['clean']} clean {screen['scope']}; of such packs at most "
+        f"{percent(screen['rate'])} are called unusual",
+    )
 
 
 def _concern(site: Result) -> float:

@@ -9,10 +9,12 @@ import click
 
 import adapterpack
 
+from ...auditing.screen import RATE
 from ...hub import folder_of
 from ...io import Json
 from ...readable import percent
-from ...report.audit import audit_report, worst_sites
+from ...report.audit import audit_report, screened_packs, worst_sites
+from ...serving.adapters.adapter_source import packs_in
 from ..options import common_options, flag, html_option, load_pack, open_page, option, weight_option
 from ..output import print_json, print_line, print_table
 from ..progress import show_bytes
@@ -39,6 +41,20 @@ _SITES = 10
     multiple=True,
 )
 @flag("--exact", "Measure sign conflicts and merges on all entries, not on a sample of rows.")
+@option(
+    "--screen",
+    "CLEAN",
+    "A folder of clean packs of your own, all of one recipe: says which PACK has a change unlike theirs, as "
+    "hidden training may leave it. No proof in either direction.",
+)
+@option(
+    "--false-alarms",
+    "SHARE",
+    "The share of clean packs that --screen may call unusual; 0.05 takes 19 clean packs, 0.02 takes 49.",
+    type=float,
+    default=RATE,
+    show_default=True,
+)
 @html_option("pairs, spectra and sites")
 @common_options
 def command(
@@ -49,6 +65,8 @@ def command(
     ranks: tuple[int, ...],
     dtypes: tuple[str, ...],
     exact: bool,
+    screen: str | None,
+    false_alarms: float,
     html: str | None,
     as_json: bool,
 ) -> None:
@@ -71,6 +89,8 @@ def command(
                 weights=weights or None,
                 base=None if base is None else folder_of(base),
                 exact=exact,
+                clean=None if screen is None else [load_pack(str(path)) for path in packs_in(Path(screen))],
+                false_alarms=false_alarms,
                 progress=progress,
                 **options,
             )
@@ -87,6 +107,9 @@ def command(
 
 def _print(result: Json) -> None:
     verdict, total = result["verdict"], result["total"]
+    if result["screen"] is not None:
+        print_line(result["screen"]["limits"])
+        print_table(*screened_packs(result))
     columns, rows = worst_sites(result, _SITES)
     if rows:
         print_table(

@@ -78,7 +78,7 @@ class PackFolder:
         Raises:
             StorageError: the folder cannot be listed.
         """
-        return {InFolder(pack): _state(pack) for pack in _packs_in(self.path)}
+        return {InFolder(pack): _state(pack) for pack in packs_in(self.path)}
 
     def find(self, name: str) -> PackPlace | None:
         """Returns the place of the pack in the folder with this name, or None.
@@ -87,13 +87,13 @@ class PackFolder:
             StorageError: the folder cannot be listed.
         """
         with storage_errors(self.path):
-            return next((InFolder(pack) for pack in _packs_in(self.path) if pack.name == name), None)
+            return next((InFolder(pack) for pack in packs_in(self.path) if pack.name == name), None)
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """Yields the packs in the folder, listed. At the start links are followed, because the person who
         starts the server named the folder.
         """
-        return ((InFolder(pack), list_pack(pack)) for pack in _packs_in(self.path))
+        return ((InFolder(pack), list_pack(pack)) for pack in packs_in(self.path))
 
 
 def is_pack(folder: Path) -> bool:
@@ -101,7 +101,12 @@ def is_pack(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file() or (folder / CONFIG).is_file()
 
 
-def _packs_in(folder: Path) -> Iterator[Path]:
+def packs_in(folder: Path) -> Iterator[Path]:
+    """Returns the folders of the packs in a folder, sorted.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
     with storage_errors(folder):
         inside = sorted(folder.iterdir())
     return (path for path in inside if not path.name.startswith(".") and _may_be_pack(path))
