@@ -5,7 +5,6 @@ in part, or on another base.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -120,10 +119,14 @@ def validate_against(
     where = model or pack.name
     texts = pack.manifest.task.type in (None, "text-generation")
     if recorded is None or not texts or canary.input_names(recorded) != {"input_ids"}:
-        reason = "no canary of a text is in the pack, and a server can be asked nothing else"
+        reason = "no canary of a text is in the pack, and nothing else can be asked"
         return Report("pack", str(path), pack.id, (), (reason,), incomplete=True)
-    opened = _open(target, where, base)
-    if base is None and opened.ask_base is None:
+    served = isinstance(target, str) and target.startswith(("http://", "https://"))
+    if base is not None or not served:
+        from . import libraries, references  # noqa: PLC0415 - torch, which a server need not have beside it
+    given = None if base is None else folder_of(base)
+    opened = open_server(str(target), where) if served else libraries.open_target(target, where, given)
+    if given is None and opened.ask_base is None:
         raise ConfigError(
             "the target cannot be asked without the adapter, so its change cannot be told",
             where=opened.name,
@@ -136,21 +139,17 @@ def validate_against(
         message = "the tokens that are likeliest without the adapter are not those of the pack's base"
         return Report("pack", str(path), pack.id, (BASE.at(opened.name, message),))
     faults: Iterable[Fault] = ()
-    if base is None:
+    if given is None:
         rows = [
             row._replace(base=_logits(without), pack=_logits(with_pack))
             for row, without, with_pack in zip(rows, recorded.base, recorded.adapter, strict=True)
         ]
     else:
-        from . import references  # noqa: PLC0415 - torch, which a server need not have beside it
-
         rng = np.random.default_rng(canary.SEED)
         most = max(max(ids) for ids in recorded.input_ids) + 1
         more = [tuple(map(int, rng.integers(1, most, _LENGTH))) for _ in range(_MORE_ROWS)]
         rows += [_ask(opened, ids, ids[-1:]) for ids in more]
-        without, with_pack, faulty = references.reference_logits(
-            pack, folder_of(base), [*recorded.input_ids, *more]
-        )
+        without, with_pack, faulty = references.reference_logits(pack, given, [*recorded.input_ids, *more])
         rows = [
             row._replace(base=_shown(row, one), pack=_shown(row, two))
             for row, one, two in zip(rows, without, with_pack, strict=True)
@@ -171,16 +170,6 @@ def validate_against(
         incomplete=bool(found.left_open),
         evidence=f"{opened.name}: {found.evidence}",
     )
-
-
-def _open(target: StrPath | Module, model: str, base: StrPath | None) -> Responder:
-    if isinstance(target, str) and target.startswith(("http://", "https://")):
-        return open_server(target, model)
-    from .libraries import open_folder, open_model  # noqa: PLC0415 - torch, as above
-
-    if isinstance(target, str | PathLike):
-        return open_folder(folder_of(target), model, None if base is None else folder_of(base))
-    return open_model(target)
 
 
 def _ask(target: Responder, ids: Sequence[int], wanted: Sequence[int]) -> Row:

@@ -16,6 +16,8 @@ from torch.nn import Module
 
 from ..bundle import GENAI_FILE
 from ..errors import ConfigError, MissingExtra
+from ..hub import folder_of
+from ..paths import StrPath
 from ..tasks import get_task
 from ..torch_adapters.models.load import load_model, stored_dtype
 from .targets import Ask, Logprobs, Responder
@@ -49,14 +51,17 @@ def open_model(model: Module) -> Responder:
     return Responder(name, ask(nullcontext), None if plain is None else ask(plain))
 
 
-def open_folder(folder: Path, model: str, base: Path | None) -> Responder:
-    """Opens the folder of a library, or a checkpoint into which an adapter was merged; ``model`` is the
-    adapter's name there.
+def open_target(target: StrPath | Module, model: str, base: Path | None) -> Responder:
+    """Opens a model of this process, the folder of a library, or a checkpoint into which an adapter was
+    merged; ``model`` is the adapter's name there.
 
     Raises:
         MissingExtra: the library is not installed.
         ConfigError: the folder is MLX's, and there is no base.
     """
+    if isinstance(target, Module):
+        return open_model(target)
+    folder = folder_of(target)
     opened = (opens for file, opens in _FOLDERS.items() if (folder / file).is_file())
     return next(opened, _open_checkpoint)(folder, model, base)
 
