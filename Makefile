@@ -3,10 +3,11 @@
 # make measure  which tests are too slow for it: those of the whole run that take longer than tests/inner_loop.py says
 # make long   the demos, large models and further architectures: minutes
 # make fuzz   ten minutes of mutated inputs
+# make guided a minute of inputs guided by coverage for each reader, and more to its corpus (needs atheris)
 # make night  an hour of random trials: kills, changed files, graphs; what fails is printed with its seed
 # make guide  the generated pages of the guide, and the site
 # make soak   half an hour of everything at once on a server
-.PHONY: all lint types test fast measure long fuzz failing night soak golden guide demo bench
+.PHONY: all lint types test fast measure long fuzz guided failing night soak golden guide demo bench
 
 all: lint types test
 
@@ -31,6 +32,9 @@ long:
 
 fuzz:
 	python tests/fuzz/fuzz.py --seconds 600 --findings fuzz-findings
+
+guided:
+	python tests/fuzz/guided.py --seconds $(or $(SECONDS),60) --corpus tests/fuzz/corpus --findings fuzz-findings
 
 failing:
 	python tests/failing/failing_writes.py

@@ -7,12 +7,14 @@ the answer took. Answers are greedy, and have to be the same.
     python benchmarks/lookup.py bundle
     python benchmarks/lookup.py bundle --adapter tickets --tokens 256 --json
     python benchmarks/lookup.py bundle --draft bundle-int8
+    python benchmarks/lookup.py bundle --prompts 1000 --tokens 16     # only whether answers are the same
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from typing import Any
@@ -58,6 +60,19 @@ def answer(engine: Engine, prompt: str, adapter: str | None, tokens: int) -> tup
     return found, passes, (len(found) - 1) / (time.perf_counter() - start)
 
 
+def others(engines: dict[str, Engine], adapter: str | None, tokens: int, prompts: int) -> list[str]:
+    """Which of so many prompts, of words of the tasks in which some repeat, are answered otherwise."""
+    dice, words, found = random.Random(7), " ".join(TASKS.values()).split(), []
+    for _ in range(prompts):
+        start, length = dice.randrange(len(words)), dice.randrange(3, 30)
+        part = " ".join(words[start : start + length])
+        prompt = f"{part} {' '.join(dice.choices(words, k=dice.randrange(12)))} {part[: dice.randrange(len(part))]}"
+        one, two = (answer(engine, prompt, adapter, tokens)[0] for engine in engines.values())
+        if one != two:
+            found.append(prompt)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,12 +83,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--prompts", type=int, help="only compare the answers to so many prompts")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     engines = {
         name: Engine(args.bundle, "cpu", threads=args.threads, max_rows=1, prefix_budget=0, **options)
         for name, options in (("single", {"lookup_tokens": 0}), ("ahead", {"draft": args.draft}))
     }
+    if args.prompts:
+        differ = others(engines, args.adapter, args.tokens, args.prompts)
+        print(f"{len(differ)} of {args.prompts} answers of {args.tokens} tokens differ", *differ, sep="\n")
+        return
     report: dict[str, Any] = {}
     for task, prompt in TASKS.items():
         speeds: dict[str, list[float]] = {name: [] for name in engines}

@@ -61,6 +61,14 @@ def test_a_hundred_inputs_of_each_find_nothing() -> None:
     assert not any(" 0 accepted" in lines[name] for name in ("tensor_file", "manifest", "template", "peft"))
 
 
+def test_what_guided_fuzzing_kept_finds_nothing() -> None:
+    """Inputs that reached code which no seed reaches (``make guided``)."""
+    done = fuzz("--corpus", str(FUZZ.parent / "corpus"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    count, _, rest = done.stdout.partition(" inputs, ")
+    assert (int(count) > 300, rest) == (True, "0 findings\n")
+
+
 FAULTS = {
     "another error": "real = safetensors._entry\ndef _entry(name, *rest):\n    return "
     "{}[name] if name[-1:] == 'x' else "

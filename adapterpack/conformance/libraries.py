@@ -100,7 +100,9 @@ def _open_mlx(folder: Path, model: str, base: Path | None) -> Responder:
 
     def ask(adapter: str | None) -> Ask:
         opened, _ = mlx_lm.load(str(base), adapter_path=adapter)
-        return _answers(lambda ids: np.array(opened(mx.array([list(ids)]))[0, -1].astype(mx.float32)))
+        # half precision throughout, logits and all, hides smaller adapters
+        opened.set_dtype(mx.float32)
+        return _answers(lambda ids: np.array(opened(mx.array([list(ids)]))[0, -1]))
 
     return Responder(f"MLX on {folder}", ask(str(folder)), ask(None))
 

@@ -3,6 +3,7 @@ answer may come out.
 
     python tests/fuzz/fuzz.py --seconds 600 --findings FOLDER
     python tests/fuzz/fuzz.py --target yaml --target recipe --seconds 1200
+    python tests/fuzz/fuzz.py --corpus tests/fuzz/corpus
 
 No input may take a second of the processor, or raise the memory of the process by 64 MB and its own size.
 Inputs that get a new answer become seeds themselves, and so do those that cost more than any before. A
@@ -26,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import targets as t
 import watch
+from corpus import archive_of, inputs
 
 MAX_SEEDS = 2000
 TURN = 0.05
@@ -113,6 +115,22 @@ def fuzz(
     return len(found)
 
 
+def reread(corpus: Path, findings: Path | None) -> int:
+    """Reads the kept inputs of every target once more; the number of findings."""
+    watch.begin()
+    count = found = 0
+    for name, target in t.TARGETS.items():
+        for data in target.seeds:
+            t.answer(target, data)
+        for data in inputs(archive_of(corpus, name)):
+            count += 1
+            if wrong := Tried(target, data).wrong:
+                found += 1
+                _keep(findings, f"{name}-{found}", data, wrong)
+    sys.stdout.write(f"{count} inputs, {found} findings\n")
+    return found
+
+
 def _keep(folder: Path | None, name: str, data: bytes, wrong: str) -> None:
     sys.stderr.write(f"\nFINDING {name}, {len(data)} bytes: {data[:300]!r}\n{wrong}\n")
     if folder:
@@ -133,8 +151,15 @@ def main() -> None:
     parser.add_argument(
         "--replay", type=Path, help="reads this file again with the target that its name begins with"
     )
+    parser.add_argument("--corpus", type=Path, help="only reads the inputs that guided.py kept here again")
+    parser.add_argument("--names", action="store_true", help="only lists the targets")
     args = parser.parse_args()
     try:
+        if args.names:
+            sys.stdout.write("\n".join(t.TARGETS) + "\n")
+            return
+        if args.corpus:
+            raise SystemExit(reread(args.corpus, args.findings) > 0)
         if args.replay:
             watch.begin()
             target, data = t.TARGETS[args.replay.name.rpartition("-")[0]], args.replay.read_bytes()

@@ -14,6 +14,8 @@ fault is named; merged checkpoints and MLX always need it.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
 import sys
 import time
@@ -53,7 +55,9 @@ def main() -> None:
     if not packs.is_dir():
         write_packs(files.base, packs, args.good, STRENGTH)
     for name in args.chosen:
-        given = files.base if args.base or name in ("merged", "mlx") else None
+        given = (
+            files.base if args.base or name == "merged" else _base_of_mlx(files) if name == "mlx" else None
+        )
         with LIBRARIES[name](files, packs) if name in LIBRARIES else _server(name, files, packs) as target:
             _report(name, target, packs, given)
 
@@ -104,6 +108,20 @@ def _genai(files: Files, packs: Path) -> Iterator[Target]:
     if not folder.is_dir():
         adapterpack.export(files.base, sorted(packs.iterdir()), folder, mode="inputs", target="ort-genai")
     yield lambda pack: folder
+
+
+def _base_of_mlx(files: Files) -> Path:
+    """The base with the rotary base where mlx-lm 0.32 looks for it: it takes 10,000 for a configuration that
+    transformers 5 wrote, and answers wrongly (which the canary shows).
+    """
+    folder = files.folder / "base-mlx"
+    if not folder.is_dir():
+        shutil.copytree(files.base, folder, copy_function=os.link)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").unlink()
+        config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @contextmanager
