@@ -20,7 +20,7 @@ from ..hub import folder_of
 from ..paths import StrPath
 from ..tasks import get_task
 from ..torch_adapters.models.load import load_model, stored_dtype
-from .targets import Ask, Logprobs, Responder
+from .targets import Ask, Logprobs, Responder, require_adapter
 
 _SHOWN = 64
 """How many of the likeliest tokens are looked at."""
@@ -57,6 +57,7 @@ def open_target(target: StrPath | Module, model: str, base: Path | None) -> Resp
 
     Raises:
         MissingExtra: the library is not installed.
+        UnknownAdapter: the folder has no adapter of that name.
         ConfigError: the folder is MLX's, and there is no base.
     """
     if isinstance(target, Module):
@@ -74,9 +75,11 @@ def _open_checkpoint(folder: Path, model: str, base: Path | None) -> Responder:
 
 def _open_genai(folder: Path, model: str, base: Path | None) -> Responder:
     og = _library("onnxruntime_genai", "onnxruntime-genai")
+    files = {path.stem: path for path in (folder / "adapters").glob("*.onnx_adapter")}
+    require_adapter(model, files, folder)
     opened = og.Model(str(folder))
     adapters = og.Adapters(opened)
-    adapters.load(str(folder / "adapters" / f"{model}.onnx_adapter"), model)
+    adapters.load(str(files[model]), model)
 
     def ask(active: bool) -> Ask:
         def logits(ids: Sequence[int]) -> np.ndarray:

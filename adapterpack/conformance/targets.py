@@ -145,7 +145,7 @@ def _llama_cpp(connection: Connection, model: str) -> Responder:
         PurePath(one.path).stem: one.id for one in connection.send("/lora-adapters", list[_LlamaAdapter])
     }
     if numbers:
-        _require(model, numbers, connection)
+        require_adapter(model, numbers, connection.url)
 
     def ask(scale: float) -> Ask:
         scales = [{"id": one, "scale": scale if name == model else 0.0} for name, one in numbers.items()]
@@ -191,7 +191,7 @@ def _openai(connection: Connection, model: str) -> Responder:
     a prompt's last token, and those of the likeliest ones in its place.
     """
     parents = {one.id: one.parent for one in connection.send("/v1/models", _Models).data}
-    _require(model, parents, connection)
+    require_adapter(model, parents, connection.url)
 
     def ask(name: str) -> Ask:
         def answer(ids: Sequence[int], wanted: Iterable[int]) -> Logprobs:
@@ -215,11 +215,16 @@ def _openai(connection: Connection, model: str) -> Responder:
     return Responder(f"{model} at {connection.url}", ask(model), None if base is None else ask(base))
 
 
-def _require(model: str, names: Iterable[str], connection: Connection) -> None:
+def require_adapter(model: str, names: Iterable[str], where: object) -> None:
+    """Checks that a target has an adapter of this name.
+
+    Raises:
+        UnknownAdapter: it has none.
+    """
     if model not in names:
         raise UnknownAdapter(
-            "the server has no adapter of this name",
-            where=connection.url,
+            "there is no adapter of this name",
+            where=where,
             found=model,
             remedy=nearest(model, names),
         )

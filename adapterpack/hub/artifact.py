@@ -17,7 +17,7 @@ from ..io import TENSORS
 from ..manifest import manifest as m
 from ..manifest.manifest import FileEntry
 from ..pack import MUTABLE, SIGNATURE
-from ..pack.revoked import require_unrevoked_signer
+from ..pack.revoked import require_unrevoked_signer, revocations
 from ..pack.validate.checks import Finding
 from ..pack.validate.checks import folder as files
 from ..peft import layout
@@ -88,9 +88,10 @@ def open_remote(
     if SIGNATURE in listed:
         size, place = listed[SIGNATURE].size, f"{remote}, {SIGNATURE}"
         require_at_most(_MAX_SIGNATURE, size, "the signature is too large", place)
-        fetch(remote, listed[SIGNATURE], scratch / SIGNATURE)
-        require_unrevoked_signer(scratch)
-        (scratch / SIGNATURE).unlink()  # no part of the artifact
+        if revocations():
+            fetch(remote, listed[SIGNATURE], scratch / SIGNATURE)
+            require_unrevoked_signer(scratch)
+            (scratch / SIGNATURE).unlink()  # no part of the artifact
     fetch(remote, listed[mark], scratch / mark)
     data = (scratch / mark).read_bytes()
     manifest: Any = None

@@ -85,9 +85,9 @@ def push(
     to the artifact. On a hub a push is one commit; the target may be a folder in the repository, and files
     outside of it stay. Files with equal content are not sent again. ``pr`` opens a pull request; ``tag``
     names the commit; ``private`` applies if the repository is created. ``base_model`` (OWNER/NAME) and
-    ``license`` supply what a pack does not say; such a pack gets
-    another id. Large files are sent in parts if the hub supports it, so an interrupted push resumes with the
-    missing part. ``progress`` is called with (bytes done, bytes in all).
+    ``license`` supply what a pack does not say; such a pack gets another id. Large files are sent in parts
+    if the hub supports it, so an interrupted push resumes with the missing part. ``progress`` is called with
+    (bytes done, bytes in all).
 
     Raises:
         ConfigError: the base has no usable name, there is no license, a text contains a secret, or the

@@ -81,7 +81,7 @@ def run(name: str, seconds: int, corpus: Path | None, findings: Path) -> bool:
             sys.stdout.write(done.stderr.decode(errors="replace")[-3000:])
         elif kept is not None:
             # what reaches no more than the seeds and the others is left out
-            _ended([*command, "-set_cover_merge=1", *reversed(folders)])
+            _ended([*command, "-set_cover_merge=1", *reversed(folders)]).check_returncode()
             keep([path.read_bytes() for path in seeds.iterdir() if not path.name.isdigit()], kept)
         return bool(done.returncode)
 
