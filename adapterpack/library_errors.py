@@ -82,7 +82,26 @@ _EXHAUSTED = {
     "RecursionError": "it is nested too deeply",
     "MemoryError": "it takes more memory than there is",
 }
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "Failed to allocate",
+)
+"""Parts of the messages by which torch and ONNX Runtime alone tell that there is no more memory."""
 _LONGEST = 300
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is no more memory.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("std::bad_alloc")), is_out_of_memory(RuntimeError("a bad shape"))
+        (True, False)
+    """
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 @contextmanager

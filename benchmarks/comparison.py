@@ -19,7 +19,9 @@ def parser_of(description: str | None, others: Iterable[str] = ()) -> argparse.A
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=SIZES, default="135m", help="135m is SmolLM2, tiny a random Llama")
+    parser.add_argument(
+        "--size", choices=SIZES, default="135m", help="135m is SmolLM2, the others random Llamas"
+    )
     parser.add_argument(
         "--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md"
     )

@@ -8,14 +8,16 @@ import dataclasses
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from decode import build_base, build_pack
+import numpy as np
+from decode import SIZES, build_base, build_pack
 
 import adapterpack
+from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.demos import SMOLLM2, fetch
 from adapterpack.exporting.pipeline import export
 
@@ -81,8 +83,12 @@ class Files:
         """The base for llama.cpp, all of its matrices in this format; with ``q4_0`` the table has ``q8_0``,
         as llama.cpp's own files and ours have more bits there, too.
         """
+        smollm2 = next(fetch(GGUF).glob("*.gguf"))
+        if self.size == "135m":
+            return self._made(f"base-{kind}.gguf", lambda path: _write_gguf(smollm2, path, kind))
         return self._made(
-            f"base-{kind}.gguf", lambda path: _write_gguf(next(fetch(GGUF).glob("*.gguf")), path, kind)
+            f"base-{kind}.gguf",
+            lambda path: _write_gguf(smollm2, path, kind, _metadata(self.size), _weights(self.base)),
         )
 
     def genai(self, precision: str) -> Path:
@@ -139,8 +145,51 @@ class Files:
         )
 
 
-def _write_gguf(source: Path, out: Path, kind: str) -> None:
-    """Another GGUF file of the same model, with its matrices in another format."""
+def _metadata(size: str) -> dict[str, Any]:
+    """What a GGUF file says of a random Llama, beside the tokenizer of SmolLM2."""
+    shape = SIZES[size]
+    heads = shape["num_attention_heads"]
+    return {
+        "llama.block_count": shape["num_hidden_layers"],
+        "llama.embedding_length": shape["hidden_size"],
+        "llama.feed_forward_length": shape["intermediate_size"],
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": shape["num_key_value_heads"],
+        "llama.rope.dimension_count": shape["hidden_size"] // heads,
+        "llama.rope.freq_base": 10000.0,
+        "llama.attention.layer_norm_rms_epsilon": 1e-6,
+    }
+
+
+def _weights(base: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a checkpoint of Llama under the names of llama.cpp, which keeps the two halves of a
+    rotated head in turn.
+    """
+    import gguf
+
+    checkpoint = Checkpoint(base)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, checkpoint.config["num_hidden_layers"])
+    heads = {
+        "q_proj": checkpoint.config["num_attention_heads"],
+        "k_proj": checkpoint.config["num_key_value_heads"],
+    }
+    for name in checkpoint.tensors:
+        values = np.asarray(checkpoint.read(name), np.float32)
+        if count := heads.get(name.split(".")[-2]):
+            values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        yield str(names.get_name(name, (".weight",))), values
+
+
+def _write_gguf(
+    source: Path,
+    out: Path,
+    kind: str,
+    metadata: dict[str, Any] | None = None,
+    weights: Iterable[tuple[str, np.ndarray]] | None = None,
+) -> None:
+    """Another GGUF file of the same model, with its matrices in another format, or of other weights with what
+    differs in ``metadata``.
+    """
     import gguf
 
     reader, wanted = gguf.GGUFReader(source), gguf.GGMLQuantizationType[kind.upper()]
@@ -151,14 +200,17 @@ def _write_gguf(source: Path, out: Path, kind: str) -> None:
             "general.file_type",
         ):
             last = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=last)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype("float32")
-        plain, table = values.ndim == 1, tensor.name == "token_embd.weight" and kind == "q4_0"
+            value = (metadata or {}).get(field.name, field.contents())
+            writer.add_key_value(field.name, value, field.types[0], sub_type=last)
+    for name, values in weights or (
+        (each.name, gguf.quants.dequantize(each.data, each.tensor_type).astype("float32"))
+        for each in reader.tensors
+    ):
+        plain, table = values.ndim == 1, name == "token_embd.weight" and kind == "q4_0"
         dtype = (
             gguf.GGMLQuantizationType.F32 if plain else gguf.GGMLQuantizationType.Q8_0 if table else wanted
         )
-        writer.add_tensor(tensor.name, gguf.quants.quantize(values, dtype), raw_dtype=dtype)
+        writer.add_tensor(name, gguf.quants.quantize(values, dtype), raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

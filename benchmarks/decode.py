@@ -59,6 +59,14 @@ SIZES: dict[str, dict[str, int]] = {
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
     },
+    "1b": {  # Llama 3.2 1B with the vocabulary of SmolLM2
+        "vocab_size": 49152,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
 }
 NAMES: list[str | None] = ["one", "two", None, "three"]
 PROMPT = 16

@@ -3,7 +3,7 @@ and eight different ones.
 
 Every contestant gets the same requests, all at once: answers of a few tokens, and such with ``--tokens``
 more. The difference of their times is that of the tokens alone, whatever is done with the prompts and in
-whichever order rows run. The first token is that of a prompt of ``--prefill`` tokens. Medians of ``--runs``;
+whichever order rows run. The first token is measured after prompts of ``--prefill`` tokens. Medians of ``--runs``;
 one contestant after another, each in a process of its own: our engine, our server, and the peers of
 `contestants.py`. A library that has one adapter for all rows makes eight answers one after another.
 
@@ -103,13 +103,15 @@ def measured(wave: Wave, names: list[str], args: argparse.Namespace) -> dict[str
             for _ in range(args.runs)
         ]
         result[what] = round(median(times), 1)
-    for what, adapter in {"first token, base": None, "first token, adapter": names[0]}.items():
-        firsts = [
-            answer.first - answer.sent
-            for _ in range(args.runs)
-            for answer in wave(wanted([adapter], args.prefill, 1))
-        ]
-        result[what] = round(1e3 * median(firsts), 1)
+    for length in args.prefill:
+        wave(wanted([None], length, 1))
+        for what, adapter in {"base": None, "adapter": names[0]}.items():
+            firsts = [
+                answer.first - answer.sent
+                for _ in range(args.runs)
+                for answer in wave(wanted([adapter], length, 1))
+            ]
+            result[f"first token after {length}, {what}"] = round(1e3 * median(firsts), 1)
     return result
 
 
@@ -149,7 +151,7 @@ def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
 
 
 def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What our engine and our server make of tokens over each peer."""
+    """What our engine and our server make of tokens over each peer, and how many times as soon the first comes."""
     ratios = []
     for mine in results:
         for peer in results:
@@ -162,7 +164,13 @@ def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     {
                         "of": f"{mine['name']} {mine['precision']}",
                         "over": f"{peer['name']} {peer['precision']}",
-                        **{what: round(mine[what] / peer[what], 2) for what in mine if what[0].isdigit()},
+                        **{
+                            what: round(
+                                mine[what] / peer[what] if what[0].isdigit() else peer[what] / mine[what], 2
+                            )
+                            for what in mine
+                            if what[0].isdigit() or what.startswith("first token")
+                        },
                     }
                 )
     return ratios
@@ -173,17 +181,30 @@ def show(result: dict[str, Any]) -> None:
     columns = result["batches"]
     print(
         f"tokens a second; median of {result['runs']}, prompts of {result['prompt_tokens']} tokens; "
-        f"the first token after {result['prefill']} tokens in ms, base and adapter"
+        "the first token after so many tokens in ms, base / adapter"
     )
-    print(f"{'':18}" + "".join(f"{column:>11}" for column in columns) + f"{'first':>16}{'MB':>8}")
+    lengths = result["prefill"]
+    print(
+        f"{'':18}"
+        + "".join(f"{column:>11}" for column in columns)
+        + "".join(f"{length:>16}" for length in lengths)
+        + f"{'MB':>8}"
+    )
+
+    def first(of: dict[str, Any], length: int, digits: int) -> str:
+        return " / ".join(
+            f"{of[f'first token after {length}, {what}']:.{digits}f}" for what in ("base", "adapter")
+        )
+
     for one in result["results"]:
-        first = f"{one['first token, base']:.0f} / {one['first token, adapter']:.0f}"
         speeds = "".join(f"{one[column]:11.1f}" for column in columns)
-        print(f"{one['name']:11}{one['precision']:7}{speeds}{first:>16}{one['memory_mb']:8}")
+        firsts = "".join(f"{first(one, length, 0):>16}" for length in lengths)
+        print(f"{one['name']:11}{one['precision']:7}{speeds}{firsts}{one['memory_mb']:8}")
     for ratio in result["ratios"]:
         print(
             f"{ratio['of']:13} over {ratio['over']:16}"
             + "  ".join(f"{column} {ratio[column]:.2f}" for column in columns)
+            + "".join(f"  after {length} {first(ratio, length, 2)}" for length in lengths)
         )
     for line in result["missing"]:
         print(f"not measured: {line}")
@@ -193,7 +214,7 @@ def main() -> None:
     parser = parser_of(__doc__, ["engine"])
     parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--prefill", type=int, default=256)
+    parser.add_argument("--prefill", type=int, nargs="+", default=[64, 256, 512, 1000])
     parser.add_argument("--runs", type=int, default=5)
     report(parser.parse_args(), measure, show)
 

@@ -18,6 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..errors import EXIT_FAILED, AdapterpackError, StorageError, closest, printable, storage_errors
+from ..library_errors import is_out_of_memory
 from ..signals import Ended, Raising, end_where_files_are_cut_short, raised
 from ..version import VERSION
 from . import output, settings
@@ -176,10 +177,16 @@ _OF_DISKS = frozenset(
 )
 
 
-def _explain_refusal(error: Exception) -> StorageError | None:
+def _explain_refusal(error: Exception) -> AdapterpackError | None:
     """Returns an error in words for a refusal by the operating system that no program can prevent; None for
     other errors.
     """
+    if is_out_of_memory(error):
+        return AdapterpackError(
+            "there is not enough memory",
+            found=" ".join(str(error).split())[:200] or None,
+            remedy="end other programs, or take a machine that has more",
+        )
     if not isinstance(error, OSError) or not (error.errno in _OF_DISKS or isinstance(error, _OF_THE_SYSTEM)):
         return None
     try:

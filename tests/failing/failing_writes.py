@@ -1,8 +1,10 @@
-"""Commands on a disk that fails: the n-th write, fsync, rename and so on fails, for every n in turn, up to the last.
+"""Commands on a disk that fails: the n-th write, fsync, rename and so on fails, for every n in turn, up to the last;
+and commands on a machine without memory: the n-th large allocation fails.
 
     python tests/failing/failing_writes.py [COMMAND ...] [--most N] [--jobs 2]
+    python tests/failing/failing_writes.py --memory [COMMAND ...] [--most N] [--jobs 2]
 
-Each run is a process of its own below nth_write.c, which a C compiler makes. After a failure the output must not
+Each run is a process of its own below nth_write.c or nth_allocation.c, which a C compiler makes. After a failure the output must not
 be there, or be whole; what was there before must be as it was; nothing else may be left; and the last words must be
 a sentence of this package's, no traceback. A training is continued afterwards and must end with the same pack.
 ``--most`` tries that many n, the first and the last among them. Without it every n is tried, which takes an hour.
@@ -70,10 +72,14 @@ def _copy_pack(folder: Path) -> None:
     shutil.copytree(folder / "made/packs/alpha", folder / "out")
 
 
-def library(folder: Path) -> Path:
+LARGE = 100_000
+"""Bytes of an allocation that fails: the models are tiny, and what Python takes for its objects is smaller."""
+
+
+def library(folder: Path, name: str = "nth_write") -> Path:
     """Compiles what lets calls fail."""
-    path = folder / "nth_write.so"
-    command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(path), str(HERE / "nth_write.c"), "-ldl"]
+    path = folder / f"{name}.so"
+    command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(path), str(HERE / f"{name}.c"), "-ldl"]
     subprocess.run(command, check=True)
     return path
 
@@ -89,7 +95,8 @@ def run(trial: Trial, made: Path, preload: Path, fail_at: int, scratch: Path) ->
         count = work.parent / "count"
         count.touch()
         failing = {
-            "FAIL_BELOW": str(work),
+            "FAIL_BELOW": str(made if preload.stem == "nth_allocation" else work),
+            "FAIL_LARGE": str(LARGE),
             "FAIL_AT": str(fail_at),
             "FAIL_COUNT": str(count),
             "LD_PRELOAD": str(preload),
@@ -178,9 +185,11 @@ def chosen(calls: int, most: int | None) -> list[int]:
     return sorted({1 + round(place * (calls - 1) / (most - 1)) for place in range(most)})
 
 
-def try_all(names: Sequence[str], made: Path, most: int | None, jobs: int, scratch: Path) -> list[str]:
+def try_all(
+    names: Sequence[str], made: Path, most: int | None, jobs: int, scratch: Path, what: str = "nth_write"
+) -> list[str]:
     """Tries the commands of these names, all if none is named; returns what is wrong."""
-    preload, wrong = library(scratch), []
+    preload, wrong = library(scratch, what), []
     for trial in trials():
         if names and trial.name not in names:
             continue
@@ -298,13 +307,15 @@ def main() -> int:
     parser.add_argument("commands", nargs="*")
     parser.add_argument("--most", type=int)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="allocations fail in place of writes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         made = make(scratch / "made")
         (scratch / "work").mkdir()
         with hub_with(made / "packs/alpha", scratch):
-            return bool(try_all(args.commands, made, args.most, args.jobs, scratch))
+            what = "nth_allocation" if args.memory else "nth_write"
+            return bool(try_all(args.commands, made, args.most, args.jobs, scratch, what))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from ...library_errors import is_out_of_memory
 from ..bfloat16 import computing_wide
 
 
@@ -46,6 +47,6 @@ def start(graph: str | bytes, folder: Path, *, optimized: bool = True) -> None:
     try:
         ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        if "bad_alloc" in str(error) or "Failed to allocate" in str(error):
+        if is_out_of_memory(error):
             raise MemoryError from error
         raise

@@ -21,7 +21,7 @@ import transformers
 from ...base import Checkpoint
 from ...base.base_folder import require_harmless
 from ...errors import AdapterpackError, FormatError, StorageError, Unsupported, storage_errors
-from ...library_errors import library_errors
+from ...library_errors import is_out_of_memory, library_errors
 from ...runtime import Tokenizer
 from ...runtime.text.model_files import read_bytes
 from ...runtime.text.tokenizer import MAX_TOKENIZER, encoded_apart
@@ -264,9 +264,11 @@ def _loading_errors(what: str, folder: Path) -> Iterator[None]:
     """Turns errors that transformers raises for unusable files into a :class:`FormatError`."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, AdapterpackError):
+    except AdapterpackError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__
         raise FormatError(
             f"the base's {what} cannot be loaded: {reason}",

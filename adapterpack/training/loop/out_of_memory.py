@@ -9,18 +9,16 @@ from dataclasses import replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
-import torch
 from accelerate.utils.memory import clear_device_cache
 
 from ...errors import AdapterpackError
+from ...library_errors import is_out_of_memory
 from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS
 
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
-"""Parts of torch's messages on devices that raise no error class of their own."""
 
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
 """The settings that smaller batches change; the product of the first two stays."""
@@ -68,9 +66,7 @@ def memory_errors(config: TrainConfig, again: bool = False) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-            sign in str(error) for sign in _SIGNS
-        ):
+        if not is_out_of_memory(error):
             raise
         batch = config.per_device_train_batch_size
         if again and config.auto_find_batch_size and batch > 1:
