@@ -38,6 +38,7 @@ guided:
 
 failing:
 	python tests/failing/failing_writes.py
+	python tests/failing/failing_writes.py --memory
 
 night:
 	python tests/night/night.py --seconds $(or $(SECONDS),3600) --findings night-findings
