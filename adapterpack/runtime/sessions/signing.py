@@ -10,8 +10,8 @@ from ...bundle import FILE_NAME, irregular, manifest_bytes, parse_bundle, presen
 from ...errors import FormatError
 from ...io import sha256_of
 from ...pack import SIGNATURE, Signature
-from ...pack.trust.keys import private_key, public_key
-from ...pack.trust.sign import Signable, seal, unseal
+from ...pack.trust.keyless import SigstoreIdentity, SigstoreSigner
+from ...pack.trust.sign import Signable, seal, signer_of, unseal
 from ...pack.trust.statement import Statement
 from ...pack.validate.checks import Finding
 from ...paths import StrPath
@@ -20,7 +20,7 @@ from .validation import IRREGULAR, validate_bundle
 
 def sign_bundle(
     folder: Path,
-    key: StrPath,
+    key: StrPath | SigstoreSigner,
     *,
     identity: str | None,
     expires: str | datetime | None,
@@ -32,7 +32,7 @@ def sign_bundle(
     Raises:
         FormatError: the bundle is not valid.
     """
-    signer = private_key(key, password)
+    signer = signer_of(key, password)
 
     def checked() -> Statement:
         report = validate_bundle(folder)
@@ -53,11 +53,13 @@ def sign_bundle(
     return seal(_signable(folder), checked, signer, identity, expires)
 
 
-def verify_bundle(folder: Path, key: StrPath, *, identity: str | None, at: datetime | None) -> Signature:
-    """Returns the signature of a bundle if the holder of the key signed exactly the files in the folder. The
+def verify_bundle(
+    folder: Path, key: StrPath | SigstoreIdentity, *, identity: str | None, at: datetime | None
+) -> Signature:
+    """Returns the signature of a bundle if the trusted signer signed exactly the files in the folder. The
     arguments are those of :func:`adapterpack.verify`.
     """
-    return unseal(_signable(folder), public_key(key), identity, at)
+    return unseal(_signable(folder), key, identity, at)
 
 
 def _signable(folder: Path) -> Signable:
