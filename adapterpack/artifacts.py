@@ -216,9 +216,8 @@ def sign(
 
     ``key`` is a PEM file with a private elliptic-curve key, made with
     ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``, or a
-    :class:`SigstoreSigner`, which signs without one. ``identity`` is free text (under an identity of
-    sigstore's nothing else than that) and ``expires`` a date or a time; both are signed too. OpenSSF's
-    model-signing verifies the result.
+    :class:`SigstoreSigner`, which signs without one. ``identity`` is free text, with a key only, and
+    ``expires`` a date or a time; both are signed too. OpenSSF's model-signing verifies the result.
 
     Raises:
         ConfigError: the key, the password, the expiry or the identity token cannot be used.

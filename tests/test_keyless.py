@@ -174,6 +174,12 @@ def test_other_signers_are_refused(
     Signers([ours, keys.public]).require(adapterpack.load(signed))
     with pytest.raises(UnsupportedSignature):
         Signers([ours]).require(adapterpack.load(signed))
+    rootless = json.loads(config.read_text())
+    for part in ("tlogs", "certificateAuthorities"):
+        broken = instances / f"without-{part}.json"
+        broken.write_text(json.dumps({**rootless, "trustedRoot": {**rootless["trustedRoot"], part: []}}))
+        with pytest.raises(ConfigError, match="trust configuration cannot be used"):
+            SigstoreIdentity(WHO, ISSUER, broken)
     for empty in (("", ISSUER), (WHO, "")):
         with pytest.raises(ConfigError, match="with its issuer"):
             SigstoreIdentity(*empty)
@@ -239,7 +245,7 @@ def test_no_part_of_the_bundle_brings_another_error(signed: Path, ours: Sigstore
     """Every place of it with every odd value is refused by name, or says what was signed."""
     data, good = (signed / SIG).read_bytes(), adapterpack.verify(signed, ours)
     count = sum(1 for _ in leaves(json.loads(data)))
-    free = 0
+    free = set()
     for odd in (None, "", "AAAA", "é", -1, 1 << 70, [], {}, [[]], "\ud800", True, 0.5):
         for number in range(count):
             value = json.loads(data)
@@ -248,10 +254,14 @@ def test_no_part_of_the_bundle_brings_another_error(signed: Path, ours: Sigstore
             (signed / SIG).write_text(json.dumps(value))
             try:
                 assert adapterpack.verify(signed, ours) == good
-                free += 1
+                free.add(key)
             except TrustError:
                 pass
-    assert free < 3 * count  # of 12: timestamps and the like, which promise and proof make needless
+    promise = {
+        "inclusionPromise",
+        "integratedTime",
+    }  # needless beside a timestamp, which is needless beside them
+    assert free <= promise | {"timestampVerificationData", "rfc3161Timestamps", "hashes"}
 
 
 def test_a_file_that_is_too_large_is_not_parsed(signed: Path, ours: SigstoreIdentity) -> None:
@@ -367,7 +377,7 @@ def test_commands_and_exit_codes(signed: Path, instances: Path, keys: Keys) -> N
     assert (done.exit_code, "SANs do not match you" in done.output) == (4, True)
     (signed / SIG).unlink()
     other = SigstoreSigner(instances / "token", instances / "ours.json")
-    with pytest.raises(WronglySigned, match="another identity than its certificate"):
+    with pytest.raises(ConfigError, match="none beside an identity token"):
         adapterpack.sign(signed, other, identity="somebody")
     assert not (signed / SIG).exists()
 

@@ -24,7 +24,7 @@ from ..manifest.manifest import Lineage
 from ..pack import MUTABLE, Pack, SharedFactors, Signature
 from ..pack.pack import build
 from ..pack.trust.keyless import SigstoreIdentity, SigstoreSigner
-from ..pack.trust.sign import Signable, seal, signer_of, unseal
+from ..pack.trust.sign import Signable, seal, unseal
 from ..pack.trust.statement import Statement
 from ..pack.validate.checks.finding import Finding
 from ..pack.validate.checks.folder import REGULAR, entries
@@ -274,14 +274,13 @@ def sign_fleet(
     Raises:
         FormatError: the fleet is not valid.
     """
-    signer = signer_of(key, password)
 
     def checked() -> Statement:
         manifest = Fleet.load(folder).manifest  # what is signed is what was checked
         files = {FILE_NAME: manifest.id.removeprefix("sha256:"), TENSOR_FILE: manifest.sha256}
         return Statement(manifest.name, files)
 
-    return seal(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, key, identity, expires, password)
 
 
 def verify_fleet(

@@ -216,8 +216,8 @@ def command(
             )
 
     loaded = [load_pack(pack) for pack in packs]
-    identities = [SigstoreIdentity(*one, options["trust_config"]) for one in options["require_identity"]]
-    signers = Signers([*options["require_signature"], *identities])
+    trusted = [SigstoreIdentity(who, by, options["trust_config"]) for who, by in options["require_identity"]]
+    signers = Signers([*options["require_signature"], *trusted])
     for pack in loaded:
         signers.require(pack)
     folder, others = open_target(bundle, loaded)

@@ -23,7 +23,7 @@ PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
     "--identity-token", "FILE", "The token for --keyless (by default SIGSTORE_ID_TOKEN, or the CI job's)."
 )
 @trust_config
-@option("--identity", "TEXT", "Who signs, as free text; it is part of what is signed.")
+@option("--identity", "TEXT", "Who signs with a key, as free text; it is part of what is signed.")
 @option("--expires", "DATE", "The last day (UTC), or the moment, at which the signature is valid.")
 @common_options
 def command(
@@ -56,7 +56,7 @@ def command(
       adapterpack sign packs/tickets --key key.pem --expires 2030-06-30
       adapterpack sign packs/tickets --keyless
     """
-    if keyless == (key is not None) or (key is not None and (identity_token or trust_config)):
+    if keyless == bool(key) or (key and (identity_token or trust_config)):
         raise click.UsageError("Either --key, or --keyless with its --identity-token and --trust-config.")
     signature = adapterpack.sign(
         pack,

@@ -43,12 +43,10 @@ def command(
       adapterpack verify packs/tickets --key key.pub
       adapterpack verify packs/tickets --identity me@example.org --issuer https://accounts.google.com
     """
-    if key is not None and not (issuer or trust_config):
-        signature = adapterpack.verify(folder_of(pack), key, identity=identity)
-    elif key is None and issuer and identity:
-        signature = adapterpack.verify(folder_of(pack), SigstoreIdentity(identity, issuer, trust_config))
-    else:
-        raise click.UsageError("Either --key, or --identity and --issuer, perhaps with --trust-config.")
+    if bool(key) == bool(issuer) or bool(issuer) > bool(identity) or (key and trust_config):
+        raise click.UsageError("Either --key, or --issuer with --identity and perhaps --trust-config.")
+    who = key or SigstoreIdentity(identity or "", issuer or "", trust_config)
+    signature = adapterpack.verify(folder_of(pack), who, identity=identity)
     if as_json:
         print_json({"command": "verify", **signature.to_json()})
         return
@@ -57,8 +55,7 @@ def command(
         f"{signature.name} ({signature.pack}) was signed with the {'certificate' if issuer else 'key'} "
         f"{signature.key}; none of {len(signature.files)} files was altered"
     )
-    vouched = f" (by {issuer})" if issuer else ""
     print_line(
-        f"identity: {signature.identity or 'none'}{vouched}; it holds "
+        f"identity: {signature.identity or 'none'}{f' (by {issuer})' if issuer else ''}; it holds "
         f"{'until ' + details['expires'] if signature.expires else 'without an expiry date'}"
     )

@@ -127,7 +127,6 @@ def require_certificate(data: bytes, where: object) -> None:
             "the signature is not one of an identity",
             where=where,
             expected="certificate",
-            found=", ".join(sorted(material))[:200],
             remedy="verify it with the signer's public key, or ask for a signature under an identity",
         )
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, TrustError, WronglySigned, excerpt, storage_errors
+from ...errors import ConfigError, TrustError, WronglySigned, storage_errors
 from ...extras import needed_by
 from ...io import read_at_most
 from ...library_errors import library_errors
@@ -55,9 +55,8 @@ class SigstoreIdentity:
                 remedy="name both",
             )
         self.identity, self.issuer = identity, issuer
-        trust = _trust(trust_config, offline=True)
         self._policy = _sigstore("verify.policy").Identity(identity=identity, issuer=issuer)
-        self._verifier = _sigstore("verify").Verifier(trusted_root=trust.trusted_root)
+        _, self._verifier = _trust(trust_config, offline=True)
 
     def unseal(self, data: bytes, where: object) -> Sealed:
         """Returns what a signature file holds, if this identity signed it while its certificate was valid,
@@ -83,7 +82,10 @@ class SigstoreIdentity:
             )
         if kind != PAYLOAD_TYPE:
             raise WronglySigned(
-                "what was signed is no statement", where=where, expected=PAYLOAD_TYPE, found=excerpt(kind)
+                "what was signed is no statement",
+                where=where,
+                expected=PAYLOAD_TYPE,
+                remedy="ask its maker to sign it again",
             )
         return Sealed(payload, digest.hex(), self.identity, self.issuer)
 
@@ -106,7 +108,7 @@ class SigstoreSigner:
 
     def __init__(self, token_file: StrPath | None = None, trust_config: StrPath | None = None) -> None:
         self._token_file, self._trust_config = token_file, trust_config
-        self._trust = _trust(trust_config, offline=False)
+        self._trust, _ = _trust(trust_config, offline=False)
 
     def seal(self, payload: bytes) -> tuple[bytes, Sealed]:
         """Returns the bytes of the signature file for ``payload``, and what :class:`SigstoreIdentity` reads
@@ -135,7 +137,7 @@ class SigstoreSigner:
             return _read(self._token_file).decode().strip()
         oidc = _sigstore("oidc")
         if token := os.environ.get(TOKEN) or oidc.detect_credential():
-            return str(token)
+            return token
         if not sys.stdin.isatty():
             raise ConfigError(
                 "there is no identity token to sign with",
@@ -150,16 +152,18 @@ def _sigstore(module: str) -> Any:
         return import_module(f"sigstore.{module}")
 
 
-def _trust(path: StrPath | None, offline: bool) -> Any:
-    config = _sigstore("models").ClientTrustConfig
+def _trust(path: StrPath | None, offline: bool) -> tuple[Any, Any]:
+    """Returns a trust configuration, and what verifies by it; without a path, the public instance's."""
+    kind = _sigstore("models").ClientTrustConfig
     with library_errors(
         "sigstore",
         "the trust configuration cannot be used",
         where=path,
-        remedy="name a ClientTrustConfig of your instance, or check the network",
+        remedy="name a ClientTrustConfig, or check that the network and the home folder can be used",
         kind=ConfigError,
     ):
-        return config.production(offline=offline) if path is None else config.from_json(_read(path))
+        config = kind.production(offline=offline) if path is None else kind.from_json(_read(path))
+        return config, _sigstore("verify").Verifier(trusted_root=config.trusted_root)
 
 
 def _read(path: StrPath) -> bytes:

@@ -86,29 +86,6 @@ class Signable(NamedTuple):
     listed: Callable[[bytes], set[str]]
 
 
-def signer_of(
-    key: StrPath | SigstoreSigner, password: str | None = None
-) -> Callable[[bytes], tuple[bytes, dsse.Sealed]]:
-    """Returns what signs a payload, with the private key in a PEM file or under an identity: it returns the
-    bytes of the signature file, and what they hold.
-    """
-    if isinstance(key, SigstoreSigner):
-        return key.seal
-    private = private_key(key, password)
-    digest = key_digest(private.public_key())
-    return lambda payload: (dsse.seal(payload, private), dsse.Sealed(payload, digest))
-
-
-def verifier_of(key: StrPath | SigstoreIdentity) -> Callable[[bytes, object], dsse.Sealed]:
-    """Returns what verifies the bytes of a signature file for a trusted signer: a public key in a PEM file,
-    or an identity. It takes the bytes and the place that errors name.
-    """
-    if isinstance(key, SigstoreIdentity):
-        return key.unseal
-    public = public_key(key)
-    return lambda data, where: dsse.Sealed(dsse.unseal(data, public, where), key_digest(public))
-
-
 def sign(
     pack: Pack | StrPath,
     key: StrPath | SigstoreSigner,
@@ -119,7 +96,6 @@ def sign(
 ) -> Signature:
     """Signs a pack; :func:`adapterpack.sign` documents the arguments."""
     folder = _folder(pack)
-    signer = signer_of(key, password)
     if not (folder / m.FILE_NAME).is_file():
         raise FormatError(
             "only a pack with a manifest can be signed",
@@ -144,15 +120,16 @@ def sign(
         }
         return statement.Statement(loaded.name, files)
 
-    return seal(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, key, identity, expires, password)
 
 
 def seal(
     artifact: Signable,
     checked: Callable[[], statement.Statement],
-    signer: Callable[[bytes], tuple[bytes, dsse.Sealed]],
+    key: StrPath | SigstoreSigner,
     identity: str | None,
     expires: str | datetime | None,
+    password: str | None,
 ) -> Signature:
     """Writes the signature of an artifact over the statement that ``checked`` returns after checking the
     artifact.
@@ -161,16 +138,17 @@ def seal(
         ConfigError: the identity or the expiry is invalid.
         OutputExists: the artifact is already signed.
     """
-    folder, kind = artifact.folder, artifact.kind
+    folder, kind, signer = artifact.folder, artifact.kind, _signer_of(key, password)
     moment = statement.expiry(expires) if isinstance(expires, str) else expires
     if moment is not None and (moment.tzinfo is None or moment <= datetime.now(UTC)):
         raise ConfigError(
             "the expiry has no time zone, or is in the past", found=moment, remedy="name a later date"
         )
-    if identity is not None and not 0 < len(identity) <= statement.MAX_IDENTITY:
+    named = isinstance(key, SigstoreSigner)  # by the token
+    if identity is not None and (named or not 0 < len(identity) <= statement.MAX_IDENTITY):
         raise ConfigError(
             "the identity cannot be used",
-            expected=f"1 to {statement.MAX_IDENTITY} characters",
+            expected=f"1 to {statement.MAX_IDENTITY} characters, and none beside an identity token",
             found=len(identity),
         )
     if os.path.lexists(folder / FILE_NAME):
@@ -218,7 +196,7 @@ def unseal(
     Raises:
         Unsigned, WronglySigned, SignatureExpired, Revoked, UnsupportedSignature: as for :func:`verify`.
     """
-    kind, file, verifier = artifact.kind, artifact.folder / FILE_NAME, verifier_of(key)
+    kind, file, verifier = artifact.kind, artifact.folder / FILE_NAME, _verifier_of(key)
     if not os.path.lexists(file):
         raise Unsigned(
             f"the {kind} is not signed",
@@ -251,6 +229,29 @@ def unseal(
             remedy=f"ask the maker of the {kind} to sign it again",
         )
     return signature
+
+
+def _signer_of(
+    key: StrPath | SigstoreSigner, password: str | None
+) -> Callable[[bytes], tuple[bytes, dsse.Sealed]]:
+    """Returns what signs a payload, with the private key in a PEM file or under an identity: it returns the
+    bytes of the signature file, and what they hold.
+    """
+    if isinstance(key, SigstoreSigner):
+        return key.seal
+    private = private_key(key, password)
+    digest = key_digest(private.public_key())
+    return lambda payload: (dsse.seal(payload, private), dsse.Sealed(payload, digest))
+
+
+def _verifier_of(key: StrPath | SigstoreIdentity) -> Callable[[bytes, object], dsse.Sealed]:
+    """Returns what verifies the bytes of a signature file for a trusted signer: a public key in a PEM file,
+    or an identity. It takes the bytes and the place that errors name.
+    """
+    if isinstance(key, SigstoreIdentity):
+        return key.unseal
+    public = public_key(key)
+    return lambda data, where: dsse.Sealed(dsse.unseal(data, public, where), key_digest(public))
 
 
 def _signable(folder: Path) -> Signable:
@@ -310,14 +311,6 @@ def _require_same_files(artifact: Signable, signed: statement.Statement) -> None
 
 
 def _signature(artifact: Signable, signed: statement.Statement, sealed: dsse.Sealed) -> Signature:
-    if sealed.identity and signed.identity not in {None, sealed.identity}:
-        raise WronglySigned(
-            "the signature gives another identity than its certificate",
-            where=artifact.folder / FILE_NAME,
-            expected=repr(sealed.identity),
-            found=repr(signed.identity),
-            remedy="sign under the certificate's identity, or without a text of one's own",
-        )
     files = {name: f"sha256:{signed.files[name]}" for name in sorted(signed.files)}
     return Signature(
         artifact.folder,
@@ -353,7 +346,7 @@ class Signers:
     def __init__(self, keys: Sequence[StrPath | SigstoreIdentity] = ()) -> None:
         self._keys = tuple(keys)
         for key in self._keys:
-            verifier_of(key)
+            _verifier_of(key)
 
     def require(self, pack: Pack) -> None:
         """Checks that someone trusted signed this pack, or the fleet that it was taken from.

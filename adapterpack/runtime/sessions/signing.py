@@ -11,7 +11,7 @@ from ...errors import FormatError
 from ...io import sha256_of
 from ...pack import SIGNATURE, Signature
 from ...pack.trust.keyless import SigstoreIdentity, SigstoreSigner
-from ...pack.trust.sign import Signable, seal, signer_of, unseal
+from ...pack.trust.sign import Signable, seal, unseal
 from ...pack.trust.statement import Statement
 from ...pack.validate.checks import Finding
 from ...paths import StrPath
@@ -32,7 +32,6 @@ def sign_bundle(
     Raises:
         FormatError: the bundle is not valid.
     """
-    signer = signer_of(key, password)
 
     def checked() -> Statement:
         report = validate_bundle(folder)
@@ -50,7 +49,7 @@ def sign_bundle(
         }
         return Statement(folder.resolve().name, files)
 
-    return seal(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, key, identity, expires, password)
 
 
 def verify_bundle(
