@@ -220,8 +220,8 @@ def sign(
     ``expires`` a date or a time; both are signed too. OpenSSF's model-signing verifies the result.
 
     Raises:
-        ConfigError: the key, the password, the expiry or the identity token cannot be used.
-        TrustError: sigstore did not sign.
+        ConfigError: the key, the password, the expiry or the identity token cannot be used, or sigstore did
+            not sign.
         FormatError: the folder is not a valid pack, fleet or bundle; or it is a PEFT folder, which has no
             closed list of files.
         OutputExists: there is a signature already.

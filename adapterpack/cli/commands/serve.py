@@ -142,13 +142,13 @@ def _adapter(path: str) -> Any:
 @option(
     "--require-signature",
     "KEYFILE",
-    "Load only packs signed with one of these keys (public, PEM); may be repeated.",
+    "Load only packs signed with one of these keys (public, PEM), or as below; may be repeated.",
     multiple=True,
 )
 @option(
     "--require-identity",
     "WHO ISSUER",
-    "Load also packs that were signed under this identity, for which that issuer vouched; may be repeated.",
+    "Load only packs signed under this identity, vouched for by that issuer, or as above; may be repeated.",
     nargs=2,
     multiple=True,
 )

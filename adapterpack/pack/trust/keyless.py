@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, TrustError, WronglySigned, storage_errors
+from ...errors import ConfigError, WronglySigned, storage_errors
 from ...extras import needed_by
 from ...io import read_at_most
 from ...library_errors import library_errors
@@ -115,14 +115,13 @@ class SigstoreSigner:
         in them.
 
         Raises:
-            ConfigError: there is no identity token.
-            TrustError: the token is not one that is accepted, or a service cannot be reached.
+            ConfigError: there is no identity token, it is not accepted, or a service cannot be reached.
         """
         with library_errors(
             "sigstore",
             "sigstore did not sign",
-            remedy="get a new identity token, and try again",
-            kind=TrustError,
+            remedy="get a new identity token, and check that the network can be used",
+            kind=ConfigError,
         ):
             context = _sigstore("sign").SigningContext.from_trust_config(self._trust)
             with context.signer(_sigstore("oidc").IdentityToken(self._token())) as signer:
