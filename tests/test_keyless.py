@@ -382,6 +382,41 @@ def test_commands_and_exit_codes(signed: Path, instances: Path, keys: Keys) -> N
     assert not (signed / SIG).exists()
 
 
+def test_a_server_loads_what_an_identity_signed(
+    bundle_of: Callable[[str, str], Path],
+    pack_of: Callable[[str, str], Path],
+    instances: Path,
+    keys: Keys,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Beside what a key signed, and nothing else."""
+    theirs = SigstoreSigner(instances / "token", instances / "theirs.json")
+    ours = SigstoreSigner(instances / "token", instances / "ours.json")
+    for name, signer in (("one", ours), ("two", keys.private), ("other", theirs)):
+        adapterpack.load(pack_of("bert", "gamma")).renamed(name).write(tmp_path / "packs" / name)
+        adapterpack.sign(tmp_path / "packs" / name, signer)
+    command = [
+        *(sys.executable, "-m", "adapterpack", "serve", bundle_of("bert", "bank")),
+        *("--adapters", tmp_path / "packs", "--watch", "1", "--require-signature", keys.public),
+        *(
+            "--require-identity",
+            WHO,
+            ISSUER,
+            "--trust-config",
+            instances / "ours.json",
+            "--port",
+            "0",
+            "--json",
+        ),
+    ]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+        assert server.stdout is not None and server.stderr is not None
+        started = json.loads(server.stdout.readline())
+        server.terminate()
+        assert sorted(started["adapters"]) == ["alpha", "beta", "one", "two"], started
+        assert b"signature does not match" in server.stderr.read()
+
+
 def test_without_sigstore_the_extra_is_named(folder: Path) -> None:  # noqa: F811
     """A real process in which it cannot be imported; importing what signs and verifies does not import it."""
     program = (

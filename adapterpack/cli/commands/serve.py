@@ -216,8 +216,9 @@ def command(
             )
 
     loaded = [load_pack(pack) for pack in packs]
-    trusted = [SigstoreIdentity(who, by, options["trust_config"]) for who, by in options["require_identity"]]
-    signers = Signers([*options["require_signature"], *trusted])
+    config, identities = options.pop("trust_config"), options.pop("require_identity")
+    options["require_signature"] += tuple(SigstoreIdentity(who, issuer, config) for who, issuer in identities)
+    signers = Signers(options["require_signature"])
     for pack in loaded:
         signers.require(pack)
     folder, others = open_target(bundle, loaded)
