@@ -18,11 +18,10 @@ from ...extras import needed_by
 from ...io import read_at_most
 from ...library_errors import library_errors
 from ...paths import StrPath
-from .dsse import PAYLOAD_TYPE, Sealed, require_certificate
+from .dsse import MAX_BYTES, PAYLOAD_TYPE, Sealed, require_certificate
 
 TOKEN = "SIGSTORE_ID_TOKEN"
 """The environment variable that may hold an identity token; cosign reads it, too."""
-_MAX_BYTES = 1 << 20
 _NAMES, _ISSUER = "2.5.29.17", "1.3.6.1.4.1.57264.1.1"
 
 
@@ -167,4 +166,4 @@ def _trust(path: StrPath | None, offline: bool) -> tuple[Any, Any]:
 
 def _read(path: StrPath) -> bytes:
     with storage_errors(path), Path(path).open("rb") as file:
-        return read_at_most(file, _MAX_BYTES)
+        return read_at_most(file, MAX_BYTES)
