@@ -284,7 +284,7 @@ def test_a_signature_after_the_certificate_expired(signed: Path, instances: Path
         (signed / SIG).write_text(signer.sign_dsse(statement).to_json())
     refused(signed, SigstoreIdentity(WHO, ISSUER, config), "certificate chain: .*(not valid|expired)")
     (signed / SIG).unlink()
-    with pytest.raises(WronglySigned, match="certificate chain: .*(not valid|expired)"):
+    with pytest.raises(WronglySigned, match=r"certificate chain: .*(not valid|expired)"):
         adapterpack.sign(signed, SigstoreSigner(instances / "token", config))
     assert not (signed / SIG).exists()
 
@@ -351,6 +351,39 @@ def test_where_the_identity_token_comes_from(folder: Path, instances: Path) -> N
         assert (done.exit_code, said in done.output) == (code, True), done.output
         assert late not in done.output and rubbish not in done.output
         assert not (folder / SIG).exists()
+
+
+def test_at_a_terminal_a_browser_asks_who_one_is(folder: Path, instances: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A real process at a terminal of its own, whose browser follows the provider's addresses."""
+    browser = tmp_path / "browser"
+    browser.write_text(
+        f"#!{sys.executable}\nimport sys, urllib.request\nurllib.request.urlopen(sys.argv[1]).read()\n"
+    )
+    browser.chmod(0o700)
+    ours, theirs = os.openpty()
+    without = {"GITHUB_ACTIONS": "", "CI": "", "SIGSTORE_ID_TOKEN": ""}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "adapterpack",
+            "sign",
+            folder,
+            "--keyless",
+            "--trust-config",
+            instances / "ours.json",
+        ],
+        check=False,
+        stdin=theirs,
+        env={**os.environ, **without, "BROWSER": f"{browser} %s"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    for end in (ours, theirs):
+        os.close(end)
+    assert done.returncode == 0, done.stderr
+    assert "as person@example.org, by http://127.0.0.1:" in done.stdout
 
 
 def test_commands_and_exit_codes(signed: Path, instances: Path, keys: Keys) -> None:  # noqa: F811

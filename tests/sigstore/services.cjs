@@ -1,4 +1,4 @@
-// Sigstore's certificate authority with its log, transparency log and timestamp authority on a port of this machine,
+// Sigstore's certificate authority with its log, transparency log, timestamp authority and sign-in on a port of this machine,
 // made of sigstore's own @sigstore/mock, whose keys, certificates, logs and timestamps are real ones.
 //
 // The handlers there take what sigstore's JavaScript client sends, before a real log has normalized it: here stands
@@ -44,6 +44,24 @@ function timestampRequest(body) {
   return JSON.stringify({ artifactHash, hashAlgorithm: "sha256" });
 }
 
+// OpenID Connect: a provider at which everybody is one person, without a password.
+function signIn(request, url, answer) {
+  const { pathname, searchParams } = new URL(request.url, url);
+  const encoded = (claims) => Buffer.from(JSON.stringify(claims)).toString("base64url");
+  const now = Math.floor(Date.now() / 1000);
+  const claims = { aud: "sigstore", iss: url, sub: "person@example.org", iat: now, nbf: now - 60, exp: now + 600 };
+  const found = {
+    "/.well-known/openid-configuration": { authorization_endpoint: `${url}/auth`, token_endpoint: `${url}/token` },
+    "/token": { access_token: `${encoded({ alg: "none", kid: "x" })}.${encoded(claims)}.c2lnbmF0dXJl` },
+  }[pathname];
+  if (pathname === "/auth") {
+    const { redirect_uri: to, state } = Object.fromEntries(searchParams);
+    answer.writeHead(302, { Location: `${to}?code=once&state=${state}` }).end();
+  } else {
+    answer.writeHead(found ? 200 : 404, { "Content-Type": "application/json" }).end(JSON.stringify(found ?? {}));
+  }
+}
+
 async function started(name, logged) {
   const server = http.createServer();
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -59,13 +77,12 @@ async function started(name, logged) {
     [mock.tsaHandler(tsa), timestampRequest],
   ];
   server.on("request", async (request, answer) => {
-    if (request.method === "GET") {
-      // the provider of identities, of whom clients ask where it is before they use a token that they have
-      answer.end(JSON.stringify({ authorization_endpoint: url, token_endpoint: url }));
+    const [handler, translated] = routes.find(([{ path }]) => request.url.replace(/\/$/, "") === path) ?? [];
+    const body = Buffer.concat(await request.toArray());
+    if (!handler) {
+      signIn(request, url, answer);
       return;
     }
-    const [handler, translated] = routes.find(([{ path }]) => request.url.replace(/\/$/, "") === path);
-    const body = Buffer.concat(await request.toArray());
     const { statusCode, response, contentType } = await handler.fn(translated(body, request.headers));
     answer.writeHead(statusCode, { "Content-Type": contentType ?? "text/plain" }).end(response);
   });
