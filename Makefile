@@ -55,6 +55,7 @@ golden:
 	python tests/training_families.py > train-families.new && mv train-families.new docs/train-families.md
 	python tests/renamings.py > renamings.new && mv renamings.new adapterpack/base/renamings.json
 	for name in manifest bundle fleet canary revoked; do python tests/format_schemas.py $$name > schemas/$$name.v1.json || exit 1; done
+	python tests/own_bill.py > bill.new && mv bill.new adapterpack.cdx.json
 	python tests/train_schema.py > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json
 
 guide:

@@ -81,6 +81,8 @@ from .hub.push import push as push
 from .merging.pipeline import merge as merge
 from .merging.unmerge import unmerge as unmerge
 from .pack.pack import Pack as Pack
+from .pack.trust.keyless import SigstoreIdentity as SigstoreIdentity
+from .pack.trust.keyless import SigstoreSigner as SigstoreSigner
 from .pack.validate.validation import load as load
 from .quantizing.comparing.pipeline import compare_quantized as compare_quantized
 from .quantizing.pipeline import quantize as quantize

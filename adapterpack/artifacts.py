@@ -26,6 +26,7 @@ from .manifest import manifest as m
 from .notebook import Shown
 from .pack import Budget, Pack, Signature, load
 from .pack.inspect import describe, inspect_base
+from .pack.trust.keyless import SigstoreIdentity, SigstoreSigner
 from .pack.trust.sign import sign as sign_pack
 from .pack.trust.sign import verify as verify_pack
 from .pack.validate.validation import Report
@@ -204,7 +205,7 @@ def _inspect(path: StrPath) -> dict[str, Any]:
 
 def sign(
     pack: Pack | StrPath,
-    key: StrPath,
+    key: StrPath | SigstoreSigner,
     *,
     identity: str | None = None,
     expires: str | datetime | None = None,
@@ -214,15 +215,17 @@ def sign(
     folder, over the manifest and every file that it lists.
 
     ``key`` is a PEM file with a private elliptic-curve key, made with
-    ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``. ``identity`` is free text
-    and ``expires`` a date or a time; both are signed too. OpenSSF's model-signing verifies the result.
+    ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``, or a
+    :class:`SigstoreSigner`, which signs without one. ``identity`` is free text, with a key only, and
+    ``expires`` a date or a time; both are signed too. OpenSSF's model-signing verifies the result.
 
     Raises:
-        ConfigError: the key, the password or the expiry cannot be used.
+        ConfigError: the key, the password, the expiry or the identity token cannot be used, or sigstore did
+            not sign.
         FormatError: the folder is not a valid pack, fleet or bundle; or it is a PEFT folder, which has no
             closed list of files.
         OutputExists: there is a signature already.
-        Unsupported: ``cryptography`` is not installed.
+        MissingExtra: ``cryptography`` is not installed.
 
     Example:
         >>> sign("packs/tickets", "key.pem", expires="2030-06-30").pack  # doctest: +SKIP
@@ -240,27 +243,27 @@ def sign(
 
 def verify(
     pack: Pack | StrPath,
-    key: StrPath,
+    key: StrPath | SigstoreIdentity,
     *,
     identity: str | None = None,
     at: datetime | None = None,
 ) -> Signature:
-    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these
-    files.
+    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key, or somebody under the
+    identity, signed exactly these files.
 
-    ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With
-    ``identity``, the signed text must equal it. ``at`` is the time to compare the expiry with, by default
-    now. Signatures made by OpenSSF's model-signing with a local key are verified too. Only the envelope is
-    parsed before its signature has been verified.
+    ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``), or a
+    :class:`SigstoreIdentity`. With ``identity``, the signed text must equal it. ``at`` is the time to compare
+    the expiry with, by default now. Signatures made by OpenSSF's model-signing are verified too, with a local
+    key or by sigstore. Only the envelope is parsed before its signature has been verified.
 
     Raises:
         Unsigned: there is no signature.
         WronglySigned: another key made it, the envelope was altered, or a file was altered, added or removed
             after signing; the error names the file.
         SignatureExpired: the signature is valid, but has expired.
-        UnsupportedSignature: the signature relies on more than a local key.
+        UnsupportedSignature: the signature relies on more than a local key, or on no identity.
         ConfigError: the key cannot be used.
-        Unsupported: ``cryptography`` is not installed.
+        MissingExtra: ``cryptography`` is not installed.
 
     Example:
         >>> verify("packs/tickets", "key.pub").identity  # doctest: +SKIP

@@ -212,7 +212,9 @@ class Revoked(TrustError):
 
 
 class UnsupportedSignature(TrustError):
-    """A signature of a kind that cannot be verified here, such as one without a local key."""
+    """A signature of another kind than the one asked for: a key where an identity is trusted, an identity
+    where a key is, or neither.
+    """
 
     code = "unsupported-signature"
 

@@ -43,6 +43,7 @@ BORDERS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "builtins.ValueError", "builtins.TypeError", "builtins.RuntimeError"),
     "PIL": ("PIL", INSIDE),
     "protobuf": ("google.protobuf", "builtins.ValueError", "builtins.TypeError"),
+    "sigstore": (INSIDE,),
     "safetensors": ("safetensors", "builtins.ValueError", "builtins.TypeError", "builtins.KeyError"),
     # A Rust panic, as in a regular expression, is not an Exception.
     "tokenizers": (PLAIN, "builtins.ValueError", "builtins.TypeError", "pyo3_runtime.PanicException", INSIDE),

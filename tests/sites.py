@@ -29,17 +29,17 @@ npm = pytest.mark.skipif(shutil.which("npm") is None and not os.environ.get("CI"
 """Marks a test that needs npm: it is left out where there is none, but in CI it fails."""
 
 
-def fetched() -> Path:
-    """The folder ``node_modules`` of ``web/package-lock.json``, whose digests npm compares; no script of a
+def fetched(source: Path = WEB) -> Path:
+    """The folder ``node_modules`` of a ``package-lock.json``, whose digests npm compares; no script of a
     package runs.
     """
-    lock = (WEB / "package-lock.json").read_bytes()
+    lock = (source / "package-lock.json").read_bytes()
     folder = cache_folder() / "web-tests" / hashlib.sha256(lock).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder / "lock", alone=True):
         if not (folder / "complete").exists():
             for name in ("package.json", "package-lock.json"):
-                shutil.copyfile(WEB / name, folder / name)
+                shutil.copyfile(source / name, folder / name)
             subprocess.run(
                 ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
                 cwd=folder,

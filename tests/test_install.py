@@ -4,18 +4,25 @@ of its own sources.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from email.parser import BytesParser
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
+import own_bill
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+import adapterpack
 from adapterpack._native import build, lowrank
 
 pytestmark = pytest.mark.fast
@@ -93,7 +100,8 @@ def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None
         check=True,
         capture_output=True,
     )
-    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    names = set(wheel.namelist())
     suffixes = {".py", ".jinja", ".typed", ".json"}
     package = {
         str(path.relative_to(root)) for path in (root / "adapterpack").rglob("*") if path.suffix in suffixes
@@ -103,6 +111,23 @@ def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None
     shipped |= {"adapterpack/web/dist/adapterpack.js", "adapterpack/web/site-head.html"}
     assert "adapterpack/report/templates/page.html.jinja" in package
     assert (package | shipped) - names == set()
+    require_bill_of_this_package(wheel)
+
+
+def require_bill_of_this_package(wheel: zipfile.ZipFile) -> None:
+    """A wheel carries its bill of materials (PEP 770), valid, and of what pyproject.toml declares now: ``make
+    golden`` renews it.
+    """
+    version = adapterpack.__version__
+    text = wheel.read(f"adapterpack-{version}.dist-info/sboms/adapterpack.cdx.json").decode()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    assert bill == json.loads(own_bill.bill())
+    assert bill["metadata"]["component"]["version"] == version
+    needed = {one["name"] for one in bill["components"] if one["scope"] == "required"}
+    asked = BytesParser().parsebytes(wheel.read(f"adapterpack-{version}.dist-info/METADATA"))
+    found = [Requirement(text) for text in asked.get_all("Requires-Dist")]
+    assert needed == {canonicalize_name(one.name) for one in found if "extra" not in str(one.marker)}
 
 
 # The compiled kernels.
@@ -139,7 +164,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(
             ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "node_modules")
         )
-    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
+    for name in (
+        "pyproject.toml",
+        "hatch_build.py",
+        "adapterpack.cdx.json",
+        "README.md",
+        "LICENSE",
+        ".gitignore",
+    ):
         shutil.copyfile(ROOT / name, root / name)
     (root / "adapterpack" / "_native" / "_lowrank.abi3.so").write_bytes(b"of an earlier version")
     return root

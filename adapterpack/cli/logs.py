@@ -26,8 +26,8 @@ QUIET, VERBOSE = "--quiet", "--verbose"
 _LOG = logging.getLogger("adapterpack.cli")
 
 
-_CHATTER = ("torchao", "torch.utils._pytree", "bitsandbytes")
-"""Loggers of other libraries that warn at import of what they can do without."""
+_CHATTER = ("torchao", "torch.utils._pytree", "bitsandbytes", "sigstore")
+"""Loggers of other libraries that warn of what they can do without: packages, or the network."""
 _flags: Mapping[str, Any] = {}
 """The flags of the running command, for all of its threads."""
 

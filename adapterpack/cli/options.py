@@ -77,6 +77,11 @@ global_options = combine(
     _global_flag(TRACEBACK, about="Show the Python traceback of an error."),
 )
 """The flags that mean the same before and after the name of a command."""
+trust_config = option(
+    "--trust-config",
+    "FILE",
+    "The ClientTrustConfig of your own instance of sigstore, as JSON, in place of the public one.",
+)
 common_options = combine(
     click.option(
         "--json",

@@ -23,7 +23,7 @@ from ..manifest.digests import digest_tensors, tensor_digest
 from ..manifest.manifest import Lineage
 from ..pack import MUTABLE, Pack, SharedFactors, Signature
 from ..pack.pack import build
-from ..pack.trust.keys import private_key, public_key
+from ..pack.trust.keyless import SigstoreIdentity, SigstoreSigner
 from ..pack.trust.sign import Signable, seal, unseal
 from ..pack.trust.statement import Statement
 from ..pack.validate.checks.finding import Finding
@@ -226,8 +226,8 @@ class Fleet:
         changed = {path: shared[path] for path in paths}
         return dataclasses.replace(pack, tensors=_MemberTensors(pack, changed), factored=shared)
 
-    def _vouched(self, key: Path) -> None:
-        """Checks that the holder of a key signed the folder that this fleet was read from, with these
+    def _vouched(self, key: StrPath | SigstoreIdentity) -> None:
+        """Checks that a trusted signer signed the folder that this fleet was read from, with these
         contents.
 
         Raises:
@@ -262,7 +262,7 @@ class Fleet:
 
 def sign_fleet(
     folder: Path,
-    key: StrPath,
+    key: StrPath | SigstoreSigner,
     *,
     identity: str | None,
     expires: str | datetime | None,
@@ -274,25 +274,28 @@ def sign_fleet(
     Raises:
         FormatError: the fleet is not valid.
     """
-    signer = private_key(key, password)
 
     def checked() -> Statement:
         manifest = Fleet.load(folder).manifest  # what is signed is what was checked
         files = {FILE_NAME: manifest.id.removeprefix("sha256:"), TENSOR_FILE: manifest.sha256}
         return Statement(manifest.name, files)
 
-    return seal(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, key, identity, expires, password)
 
 
 def verify_fleet(
-    folder: Path, key: StrPath, *, identity: str | None = None, at: datetime | None = None
+    folder: Path,
+    key: StrPath | SigstoreIdentity,
+    *,
+    identity: str | None = None,
+    at: datetime | None = None,
 ) -> Signature:
-    """Returns the signature of a fleet, if the holder of the key signed exactly the files in the folder.
+    """Returns the signature of a fleet, if the trusted signer signed exactly the files in the folder.
 
     Raises:
         TrustError: as for :func:`adapterpack.verify`.
     """
-    return unseal(_signable(folder), public_key(key), identity, at)
+    return unseal(_signable(folder), key, identity, at)
 
 
 def _signable(folder: Path) -> Signable:

@@ -93,7 +93,7 @@ class Pack(Described, Shown):
     path: Path | None = None
     extra: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     factored: Mapping[str, SharedFactors] = dataclasses.field(default_factory=dict, repr=False)
-    vouched: Callable[[Path], object] | None = dataclasses.field(default=None, repr=False, compare=False)
+    vouched: Callable[[Any], object] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         """Returns one line, because a notebook prints the last value of a cell."""

@@ -1,9 +1,11 @@
-"""Reads the list of what was revoked, by its sha256: packs, bundles, tensors, files, and the keys of signers.
-Whoever opens an artifact asks it.
+"""Reads the list of what was revoked, by its sha256: packs, bundles, tensors, files, and the keys and
+certificates of signers. Whoever opens an artifact asks it.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -93,7 +95,11 @@ def require_unrevoked_signer(folder: Path) -> None:
     file = folder / SIGNATURE
     if not revocations() or not file.is_file():
         return
-    with suppress(LookupError, TypeError):
+    with suppress(LookupError, TypeError, ValueError):
         said: Any = strict_json.loads(read_file(file, _MAX_SIGNATURE + 1), file, _MAX_SIGNATURE)
-        key = said["verificationMaterial"]["publicKey"]["hint"]
+        said = said["verificationMaterial"]
+        if "certificate" in said:
+            key = hashlib.sha256(base64.b64decode(said["certificate"]["rawBytes"])).hexdigest()
+        else:
+            key = said["publicKey"]["hint"]
         require_unrevoked({f"sha256:{key}": "the key of the signature"}, file)

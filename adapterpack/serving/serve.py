@@ -18,6 +18,7 @@ from ..http import IN_THE_CLEAR, Certificate, is_loopback
 from ..hub import folder_of
 from ..io import allow_more_files, without_none
 from ..pack import Pack, Signers
+from ..pack.trust.keyless import SigstoreIdentity
 from ..paths import StrPath
 from ..runtime import Device, Engine
 from .adapters.folder_watcher import FolderWatcher
@@ -62,7 +63,7 @@ def serve(
     deterministic: bool = False,
     limits: ServerLimits | None = None,
     watch: float | None = None,
-    require_signature: Sequence[StrPath] = (),
+    require_signature: Sequence[StrPath | SigstoreIdentity] = (),
     admin: str | None = None,
     admin_key_file: StrPath | None = None,
     tls_cert: StrPath | None = None,
@@ -88,12 +89,12 @@ def serve(
     takes requests; ``port`` 0 picks a free one. On SIGTERM and Ctrl-C the server first finishes its answers.
 
     With ``watch`` it checks the folders and lock files every so many seconds, and loads, replaces or unloads
-    what has changed there. With ``require_signature``, a list of key files, a pack needs a signature of one
-    of these keys. ``admin`` is an address (``HOST:PORT``, ``unix:PATH``) at which the holder of the key in
-    ``admin_key_file`` loads and unloads adapters. ``page`` says whether browsers get a page at ``/``.
-    ``tls_cert`` and ``tls_key`` are PEM files, which are read again when they change: both addresses then
-    speak TLS, but a Unix socket does not. With ``traces`` every request becomes a span, which goes where the
-    variables ``OTEL_*`` say.
+    what has changed there. With ``require_signature``, a list of key files and of
+    :class:`SigstoreIdentity`, a pack needs a signature of one of them. ``admin`` is an address
+    (``HOST:PORT``, ``unix:PATH``) at which the holder of the key in ``admin_key_file`` loads and unloads
+    adapters. ``page`` says whether browsers get a page at ``/``. ``tls_cert`` and ``tls_key`` are PEM files,
+    which are read again when they change: both addresses then speak TLS, but a Unix socket does not. With
+    ``traces`` every request becomes a span, which goes where the variables ``OTEL_*`` say.
 
     Raises:
         Unsupported: no engine runs the bundle, or no route answers its task.
@@ -137,7 +138,7 @@ def serve(
         {"sampling": sampling, "share_prefixes": share_prefixes or None},
         name=name,
         audit=audit,
-        signers=Signers([Path(key) for key in require_signature]),
+        signers=Signers(require_signature),
         fetch=fetch,
         changing=watch is not None or admin is not None,
         watched=watch is not None,

@@ -321,8 +321,8 @@ adapterpack.load("packs/tickets")
     Cause(
         errors.UnsupportedSignature,
         "adapterpack verify packs/tickets --key key.pub",
-        "A signature that a local key cannot verify, such as one by a certificate, or of a newer format. "
-        "Verify it with the tool that made it.",
+        "A signature of another kind than you asked for. One under an identity, by sigstore, is verified with "
+        "`--identity` and `--issuer`; one by a key with `--key` ([both](stages/pack.md#sign-and-verify)).",
         _with_certificate,
     ),
     Cause(

@@ -86,6 +86,8 @@ NOT_HERE = {
     "adapterpack export model.onnx": "needs another tool's graph: tests/test_external.py",
     "adapterpack quantize bundle --compare": "takes long: tests/test_compare_quantized.py",
     "adapterpack compose merge.yaml": "needs two full models: tests/test_mergekit_files.py",
+    "adapterpack sign packs/tickets --keyless": "asks the public instance of sigstore: tests/test_keyless.py",
+    "adapterpack verify packs/tickets --issuer": "is signed above",
     "adapterpack declare": "needs a cast copy of the base: tests/test_identity.py",
 }
 """How a command begins -> why it is not run."""

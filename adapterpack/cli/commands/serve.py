@@ -12,10 +12,11 @@ import adapterpack
 
 from ...errors import ConfigError
 from ...pack import Signers
+from ...pack.trust.keyless import SigstoreIdentity
 from ...readable import things
 from ...serving.tenants import new_key
 from ..bundle_options import device_of, device_options, open_target, packs_argument
-from ..options import address_options, common_options, flag, load_adapter, load_pack, option
+from ..options import address_options, common_options, flag, load_adapter, load_pack, option, trust_config
 from ..output import print_json, print_line
 
 
@@ -141,9 +142,17 @@ def _adapter(path: str) -> Any:
 @option(
     "--require-signature",
     "KEYFILE",
-    "Load only packs signed with one of these keys (public, PEM); may be repeated.",
+    "Load only packs signed with one of these keys (public, PEM), or as below; may be repeated.",
     multiple=True,
 )
+@option(
+    "--require-identity",
+    "WHO ISSUER",
+    "Load only packs signed under this identity, vouched for by that issuer, or as above; may be repeated.",
+    nargs=2,
+    multiple=True,
+)
+@trust_config
 @option("--admin", "ADDRESS", "HOST:PORT or unix:PATH, where an operator may load and unload adapters.")
 @option("--admin-key-file", "FILE", "The file with the operator's key; needed with --admin.")
 @option("--tls-cert", "FILE", "The TLS certificate (chain), PEM; it is read again when it changes.")
@@ -207,7 +216,9 @@ def command(
             )
 
     loaded = [load_pack(pack) for pack in packs]
-    signers = Signers([Path(key) for key in options["require_signature"]])
+    config, identities = options.pop("trust_config"), options.pop("require_identity")
+    options["require_signature"] += tuple(SigstoreIdentity(who, issuer, config) for who, issuer in identities)
+    signers = Signers(options["require_signature"])
     for pack in loaded:
         signers.require(pack)
     folder, others = open_target(bundle, loaded)

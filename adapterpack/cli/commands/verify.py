@@ -7,18 +7,29 @@ import click
 import adapterpack
 
 from ...hub import folder_of
-from ..options import common_options, option
+from ...pack.trust.keyless import SigstoreIdentity
+from ..options import common_options, option, trust_config
 from ..output import print_json, print_line
 
 
 @click.command("verify")
 @click.argument("pack", metavar="PACK|FLEET|BUNDLE")
-@option("--key", "K", "A PEM file with the signer's public key.", required=True)
-@option("--identity", "TEXT", "The identity that must have been signed.")
+@option("--key", "K", "A PEM file with the signer's public key.")
+@option("--identity", "WHO", "The identity that must have been signed; with --issuer, the one certified.")
+@option("--issuer", "URL", "Who must have vouched for the identity, in place of a key.")
+@trust_config
 @common_options
-def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
-    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these
-    files.
+def command(
+    *,
+    pack: str,
+    key: str | None,
+    identity: str | None,
+    issuer: str | None,
+    trust_config: str | None,
+    as_json: bool,
+) -> None:
+    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key, or somebody under the
+    identity, signed exactly these files.
 
     A signature says who vouches for these bytes; "adapterpack validate" checks what is in them. Exit code 4:
     unsigned, wrongly signed, expired, or not verifiable here; the error says which. To write the public key
@@ -30,17 +41,21 @@ def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
     \b
     Example:
       adapterpack verify packs/tickets --key key.pub
+      adapterpack verify packs/tickets --identity me@example.org --issuer https://accounts.google.com
     """
-    signature = adapterpack.verify(folder_of(pack), key, identity=identity)
+    if bool(key) == bool(issuer) or bool(issuer) > bool(identity) or (key and trust_config):
+        raise click.UsageError("Either --key, or --issuer with --identity and perhaps --trust-config.")
+    who = key or SigstoreIdentity(identity or "", issuer or "", trust_config)
+    signature = adapterpack.verify(folder_of(pack), who, identity=identity)
     if as_json:
         print_json({"command": "verify", **signature.to_json()})
         return
     details = signature.to_json()
     print_line(
-        f"{signature.name} ({signature.pack}) was signed with the key {signature.key}; none of "
-        f"{len(signature.files)} files was altered"
+        f"{signature.name} ({signature.pack}) was signed with the {'certificate' if issuer else 'key'} "
+        f"{signature.key}; none of {len(signature.files)} files was altered"
     )
     print_line(
-        f"identity: {signature.identity or 'none'}; it holds "
+        f"identity: {signature.identity or 'none'}{f' (by {issuer})' if issuer else ''}; it holds "
         f"{'until ' + details['expires'] if signature.expires else 'without an expiry date'}"
     )

@@ -1,4 +1,5 @@
-"""Reads and writes the signature file: a DSSE envelope in a sigstore bundle, signed with a local key.
+"""Reads and writes the signature file: a DSSE envelope in a sigstore bundle, signed with a local key
+(signatures under an identity: keyless.py).
 
 Source: DSSE 1.0 (secure-systems-lab/dsse, protocol and envelope) and sigstore bundle 0.3, as OpenSSF
 model-signing 1.1 writes them.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import FormatError, UnsupportedSignature, WronglySigned
 from ...io import Json, strict_json
@@ -32,6 +33,18 @@ _KEYS = {
 nothing for a local key.
 """
 _OPTIONAL = {"tlogEntries", "keyid"}
+
+
+class Sealed(NamedTuple):
+    """What a signature file holds whose signature is right: the signed payload, the signer's key as the
+    sha256 of its PEM text in hex, or that of the certificate, and whom the certificate names and who vouched
+    for that.
+    """
+
+    payload: bytes
+    key: str
+    identity: str | None = None
+    issuer: str | None = None
 
 
 def pre_authentication(payload: bytes) -> bytes:
@@ -64,22 +77,12 @@ def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
     """Returns the payload of a signature file if it was signed with ``key``; the payload is not parsed.
 
     Raises:
-        UnsupportedSignature: the signature uses a certificate or a transparency log, which cannot be verified
-            here.
+        UnsupportedSignature: the signature rests on a certificate or a transparency log.
         WronglySigned: the file is malformed, signed with another key, or altered.
     """
-    try:
-        bundle = strict_json.loads(data, where, MAX_BYTES)
-    except FormatError as error:
-        raise WronglySigned(
-            f"the signature file cannot be read: {error.what}",
-            where=where,
-            found=error.found,
-            remedy="fetch the pack again",
-        ) from error
+    bundle, material = _parse(data, where)
     # Checked first, so that a valid signature of another kind is not reported as malformed.
-    if isinstance(bundle, dict) and isinstance(bundle.get("verificationMaterial"), dict):
-        _only_local_keys(bundle["verificationMaterial"], where)
+    _only_local_keys(material, where)
     _object(bundle, "", where)
     material, envelope = (
         _object(bundle[name], name, where) for name in ("verificationMaterial", "dsseEnvelope")
@@ -111,15 +114,49 @@ def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
     return payload
 
 
+def require_certificate(data: bytes, where: object) -> None:
+    """Checks that a signature file is JSON within limits, and rests on one certificate.
+
+    Raises:
+        UnsupportedSignature: it rests on something else.
+        WronglySigned: it cannot be read.
+    """
+    _, material = _parse(data, where)
+    if "certificate" not in material:
+        raise UnsupportedSignature(
+            "the signature is not one of an identity",
+            where=where,
+            expected="certificate",
+            remedy="verify it with the signer's public key, or ask for a signature under an identity",
+        )
+
+
+def _parse(data: bytes, where: object) -> tuple[Any, Json]:
+    """Returns the value in a signature file, and what there is to verify it, nothing where that is
+    malformed.
+    """
+    try:
+        bundle = strict_json.loads(data, where, MAX_BYTES)
+    except FormatError as error:
+        raise WronglySigned(
+            f"the signature file cannot be read: {error.what}",
+            where=where,
+            found=error.found,
+            remedy="fetch the pack again",
+        ) from error
+    material = bundle.get("verificationMaterial") if isinstance(bundle, dict) else None
+    return bundle, material if isinstance(material, dict) else {}
+
+
 def _only_local_keys(material: Mapping[str, Any], where: object) -> None:
     extra = sorted(name for name in material if name not in {"publicKey", "tlogEntries"} and material[name])
     if extra or material.get("tlogEntries"):
         raise UnsupportedSignature(
-            "the signature rests on more than a local key, which cannot be verified here",
+            "the signature rests on more than a local key",
             where=where,
             expected="publicKey",
             found=", ".join(extra or ["tlogEntries"]),
-            remedy="verify it with the model_signing command, or ask for a signature with a local key",
+            remedy="verify it by identity and issuer (--issuer), or ask for a signature with a local key",
         )
 
 

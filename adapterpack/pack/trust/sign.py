@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ...errors import (
     ConfigError,
@@ -19,6 +19,7 @@ from ...errors import (
     SignatureExpired,
     StorageError,
     Unsigned,
+    UnsupportedSignature,
     WronglySigned,
     storage_errors,
 )
@@ -30,18 +31,16 @@ from ..revoked import require_unrevoked
 from ..validate import load
 from ..validate.checks import Finding, entries, regular_files
 from . import dsse, statement
+from .keyless import SigstoreIdentity, SigstoreSigner
 from .keys import key_digest, private_key, public_key
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 FILE_NAME = SIGNATURE
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A valid signature: the signed pack and files (name -> ``sha256:`` and hex), the key, the signer's
-    identity, and the expiry (UTC).
+    """A valid signature: the signed pack and files (name -> ``sha256:`` and hex), the key or, without one,
+    the certificate, the signer's identity, who vouched for it, and the expiry (UTC).
 
     ``load(path).id == signature.pack`` ties what is loaded to what was signed; for a fleet or a bundle
     ``pack`` is the sha256 of its manifest.
@@ -52,6 +51,7 @@ class Signature:
     pack: str
     key: str
     identity: str | None
+    issuer: str | None
     expires: datetime | None
     files: Mapping[str, str]
 
@@ -64,6 +64,7 @@ class Signature:
             "signature": str(self.path / FILE_NAME),
             "key": self.key,
             "identity": self.identity,
+            "issuer": self.issuer,
             "expires": self.expires and statement.format_moment(self.expires),
             "files": dict(self.files),
         }
@@ -87,7 +88,7 @@ class Signable(NamedTuple):
 
 def sign(
     pack: Pack | StrPath,
-    key: StrPath,
+    key: StrPath | SigstoreSigner,
     *,
     identity: str | None = None,
     expires: str | datetime | None = None,
@@ -95,7 +96,6 @@ def sign(
 ) -> Signature:
     """Signs a pack; :func:`adapterpack.sign` documents the arguments."""
     folder = _folder(pack)
-    signer = private_key(key, password)
     if not (folder / m.FILE_NAME).is_file():
         raise FormatError(
             "only a pack with a manifest can be signed",
@@ -120,15 +120,16 @@ def sign(
         }
         return statement.Statement(loaded.name, files)
 
-    return seal(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, key, identity, expires, password)
 
 
 def seal(
     artifact: Signable,
     checked: Callable[[], statement.Statement],
-    key: EllipticCurvePrivateKey,
+    key: StrPath | SigstoreSigner,
     identity: str | None,
     expires: str | datetime | None,
+    password: str | None,
 ) -> Signature:
     """Writes the signature of an artifact over the statement that ``checked`` returns after checking the
     artifact.
@@ -137,16 +138,17 @@ def seal(
         ConfigError: the identity or the expiry is invalid.
         OutputExists: the artifact is already signed.
     """
-    folder, kind = artifact.folder, artifact.kind
+    folder, kind, signer = artifact.folder, artifact.kind, _signer_of(key, password)
     moment = statement.expiry(expires) if isinstance(expires, str) else expires
     if moment is not None and (moment.tzinfo is None or moment <= datetime.now(UTC)):
         raise ConfigError(
             "the expiry has no time zone, or is in the past", found=moment, remedy="name a later date"
         )
-    if identity is not None and not 0 < len(identity) <= statement.MAX_IDENTITY:
+    named = isinstance(key, SigstoreSigner)  # by the token
+    if identity is not None and (named or not 0 < len(identity) <= statement.MAX_IDENTITY):
         raise ConfigError(
             "the identity cannot be used",
-            expected=f"1 to {statement.MAX_IDENTITY} characters",
+            expected=f"1 to {statement.MAX_IDENTITY} characters, and none beside an identity token",
             found=len(identity),
         )
     if os.path.lexists(folder / FILE_NAME):
@@ -156,20 +158,22 @@ def seal(
             remedy="remove it first to sign again",
         )
     made = dataclasses.replace(checked(), identity=identity, expires=moment)
+    data, sealed = signer(made.to_bytes())
+    signature = _signature(artifact, made, sealed)
     with output_file(folder / FILE_NAME) as path:
-        path.write_bytes(dsse.seal(made.to_bytes(), key))
-    return _signature(artifact, made, key_digest(key.public_key()))
+        path.write_bytes(data)
+    return signature
 
 
 def verify(
     pack: Pack | StrPath,
-    key: StrPath,
+    key: StrPath | SigstoreIdentity,
     *,
     identity: str | None = None,
     at: datetime | None = None,
 ) -> Signature:
     """Verifies the signature of a pack; :func:`adapterpack.verify` documents the arguments."""
-    verified = unseal(_signable(_folder(pack)), public_key(key), identity, at)
+    verified = unseal(_signable(_folder(pack)), key, identity, at)
     if isinstance(pack, Pack) and verified.pack != pack.id:
         raise WronglySigned(
             "the signature is of another pack",
@@ -181,14 +185,18 @@ def verify(
 
 
 def unseal(
-    artifact: Signable, key: EllipticCurvePublicKey, identity: str | None = None, at: datetime | None = None
+    artifact: Signable,
+    key: StrPath | SigstoreIdentity,
+    identity: str | None = None,
+    at: datetime | None = None,
 ) -> Signature:
-    """Returns the signature of an artifact, if the holder of the key signed exactly the files in the folder.
+    """Returns the signature of an artifact, if the holder of the key, or the one with the identity, signed
+    exactly the files in the folder.
 
     Raises:
         Unsigned, WronglySigned, SignatureExpired, Revoked, UnsupportedSignature: as for :func:`verify`.
     """
-    kind, file = artifact.kind, artifact.folder / FILE_NAME
+    kind, file, verifier = artifact.kind, artifact.folder / FILE_NAME, _verifier_of(key)
     if not os.path.lexists(file):
         raise Unsigned(
             f"the {kind} is not signed",
@@ -199,15 +207,17 @@ def unseal(
     # checked before any file is opened, so that no link leads outside and no pipe blocks
     if (irregular := next(artifact.irregular(), None)) is not None:
         raise WronglySigned(irregular.message, where=artifact.folder / irregular.where, remedy=irregular.fix)
-    signed = statement.read(dsse.unseal(read_file(file, dsse.MAX_BYTES + 1), key, file), file)
-    require_unrevoked({f"sha256:{key_digest(key)}": "the key of the signature"}, file)
+    sealed = verifier(read_file(file, dsse.MAX_BYTES + 1), file)
+    signed = statement.read(sealed.payload, file)
+    require_unrevoked({f"sha256:{sealed.key}": "the key of the signature"}, file)
     _require_same_files(artifact, signed)
-    if identity is not None and signed.identity != identity:
+    signature = _signature(artifact, signed, sealed)
+    if identity is not None and signature.identity != identity:
         raise WronglySigned(
             f"the {kind} was signed under another identity",
             where=file,
             expected=repr(identity),
-            found=repr(signed.identity),
+            found=repr(signature.identity),
             remedy=f"ask the maker of the {kind}",
         )
     if signed.expires is not None and (at or datetime.now(UTC)) > signed.expires:
@@ -218,7 +228,30 @@ def unseal(
             found=statement.format_moment(signed.expires),
             remedy=f"ask the maker of the {kind} to sign it again",
         )
-    return _signature(artifact, signed, key_digest(key))
+    return signature
+
+
+def _signer_of(
+    key: StrPath | SigstoreSigner, password: str | None
+) -> Callable[[bytes], tuple[bytes, dsse.Sealed]]:
+    """Returns what signs a payload, with the private key in a PEM file or under an identity: it returns the
+    bytes of the signature file, and what they hold.
+    """
+    if isinstance(key, SigstoreSigner):
+        return key.seal
+    private = private_key(key, password)
+    digest = key_digest(private.public_key())
+    return lambda payload: (dsse.seal(payload, private), dsse.Sealed(payload, digest))
+
+
+def _verifier_of(key: StrPath | SigstoreIdentity) -> Callable[[bytes, object], dsse.Sealed]:
+    """Returns what verifies the bytes of a signature file for a trusted signer: a public key in a PEM file,
+    or an identity. It takes the bytes and the place that errors name.
+    """
+    if isinstance(key, SigstoreIdentity):
+        return key.unseal
+    public = public_key(key)
+    return lambda data, where: dsse.Sealed(dsse.unseal(data, public, where), key_digest(public))
 
 
 def _signable(folder: Path) -> Signable:
@@ -277,14 +310,15 @@ def _require_same_files(artifact: Signable, signed: statement.Statement) -> None
         raise WronglySigned(f"a file {which}", where=folder / name, remedy=f"sign the {kind} again")
 
 
-def _signature(artifact: Signable, signed: statement.Statement, key: str) -> Signature:
+def _signature(artifact: Signable, signed: statement.Statement, sealed: dsse.Sealed) -> Signature:
     files = {name: f"sha256:{signed.files[name]}" for name in sorted(signed.files)}
     return Signature(
         artifact.folder,
         signed.name,
         files[artifact.manifest],
-        f"sha256:{key}",
-        signed.identity,
+        f"sha256:{sealed.key}",
+        sealed.identity or signed.identity,
+        sealed.issuer,
         signed.expires,
         files,
     )
@@ -302,23 +336,23 @@ def _folder(pack: Pack | StrPath) -> Path:
 
 
 class Signers:
-    """The public keys, in PEM files, of the people trusted to sign packs; without keys, packs need no
+    """Who is trusted to sign packs, by public keys in PEM files and by identities; without any, packs need no
     signature.
 
     Raises:
         ConfigError, StorageError: a file contains no public key.
     """
 
-    def __init__(self, keys: Sequence[Path] = ()) -> None:
+    def __init__(self, keys: Sequence[StrPath | SigstoreIdentity] = ()) -> None:
         self._keys = tuple(keys)
         for key in self._keys:
-            public_key(key)
+            _verifier_of(key)
 
     def require(self, pack: Pack) -> None:
-        """Checks that a trusted key signed this pack, or the fleet that it was taken from.
+        """Checks that someone trusted signed this pack, or the fleet that it was taken from.
 
         Raises:
-            TrustError: none of the keys signed it, or the signature has expired.
+            TrustError: none of them signed it, or the signature has expired.
         """
         for number, key in enumerate(self._keys, 1):
             try:
@@ -327,6 +361,6 @@ class Signers:
                 else:
                     pack.vouched(key)
                 return
-            except WronglySigned:
+            except (WronglySigned, UnsupportedSignature):
                 if number == len(self._keys):
                     raise

@@ -10,7 +10,7 @@ from ...bundle import FILE_NAME, irregular, manifest_bytes, parse_bundle, presen
 from ...errors import FormatError
 from ...io import sha256_of
 from ...pack import SIGNATURE, Signature
-from ...pack.trust.keys import private_key, public_key
+from ...pack.trust.keyless import SigstoreIdentity, SigstoreSigner
 from ...pack.trust.sign import Signable, seal, unseal
 from ...pack.trust.statement import Statement
 from ...pack.validate.checks import Finding
@@ -20,7 +20,7 @@ from .validation import IRREGULAR, validate_bundle
 
 def sign_bundle(
     folder: Path,
-    key: StrPath,
+    key: StrPath | SigstoreSigner,
     *,
     identity: str | None,
     expires: str | datetime | None,
@@ -32,7 +32,6 @@ def sign_bundle(
     Raises:
         FormatError: the bundle is not valid.
     """
-    signer = private_key(key, password)
 
     def checked() -> Statement:
         report = validate_bundle(folder)
@@ -50,14 +49,16 @@ def sign_bundle(
         }
         return Statement(folder.resolve().name, files)
 
-    return seal(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, key, identity, expires, password)
 
 
-def verify_bundle(folder: Path, key: StrPath, *, identity: str | None, at: datetime | None) -> Signature:
-    """Returns the signature of a bundle if the holder of the key signed exactly the files in the folder. The
+def verify_bundle(
+    folder: Path, key: StrPath | SigstoreIdentity, *, identity: str | None, at: datetime | None
+) -> Signature:
+    """Returns the signature of a bundle if the trusted signer signed exactly the files in the folder. The
     arguments are those of :func:`adapterpack.verify`.
     """
-    return unseal(_signable(folder), public_key(key), identity, at)
+    return unseal(_signable(folder), key, identity, at)
 
 
 def _signable(folder: Path) -> Signable:
