@@ -8,6 +8,7 @@ process of its own: everything of it is real but what kernels compute.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,8 +36,8 @@ from adapterpack.runtime.ort.values import BFLOAT16
 from adapterpack.runtime.providers import builtin
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.kernels import kernels_of, nodes_without_kernel
-from adapterpack.runtime.providers.provider import PROVIDERS
-from adapterpack.runtime.providers.resolved_device import resolve
+from adapterpack.runtime.providers.provider import CPU, PROVIDERS
+from adapterpack.runtime.providers.resolved_device import ResolvedDevice, resolve
 from adapterpack.slots.precision import PRECISIONS
 
 Make = Callable[..., Any]
@@ -101,6 +102,53 @@ def test_threads_and_spinning_reach_the_session_options() -> None:
     ) == (3, "0")
     assert Device.of("cpu", 2) == Device(provider="cpu", threads=2)
     assert Device.of(Device(provider="cpu", threads=4)).threads == 4
+
+
+# Plugins.
+
+
+@pytest.mark.fast
+def test_a_session_opens_on_the_hardware_of_a_plugin() -> None:
+    """ONNX Runtime offers its own CPU as hardware, too, so that this way of opening runs everywhere."""
+    [cpu, *_] = [one for one in ort.get_ep_devices() if one.ep_name == CPU]
+    device = ResolvedDevice(Device(provider="cpu"), PROVIDERS["cpu"], ((CPU, {}),), cpu)
+    graph = '<ir_version: 10, opset_import: ["" : 21]> g (float[3] x) => (float[3] y) { y = Add(x, x) }'
+    session = device.open(onnx.parser.parse_model(graph).SerializeToString(), device.session_options())
+    assert device.require(session) == CPU
+    x = np.arange(3, dtype=np.float32)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x + x)
+
+
+OPEN = """
+import sys
+from adapterpack import Session
+from adapterpack.runtime.providers.device import Device
+
+bundle, name = sys.argv[1:]
+Session(bundle, Device(provider=name, allow_cpu_nodes=True))
+"""
+
+
+@pytest.mark.parametrize("name", ["openvino", "webgpu"])
+def test_a_plugin_runs_a_bundle_where_it_finds_hardware(name: str, half: Path, tmp_path: Path) -> None:
+    plugin, wheels = str(PROVIDERS[name].plugin), tmp_path / "wheels"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--target", str(wheels), plugin.replace("_", "-")], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(wheels)}
+
+    def said(*command: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, *command]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    checks = json.loads(said("-m", "adapterpack", "doctor", "--json").stdout)["checks"]
+    [providers] = [one["facts"]["providers"] for one in checks if "providers" in one["facts"]]
+    [state] = [row["state"] for row in providers if row["name"] == name]
+    ran = said("-c", OPEN, str(half), name)
+    if state == "starts":
+        assert ran.returncode == 0, ran.stderr
+    else:
+        assert "finds no such device here" in state
+        assert "ProviderError: the provider's plugin finds no such device here" in ran.stderr
 
 
 # The table of kernels.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxruntime.capi import build_and_package_info as build
 
 from ..errors import AdapterpackError
 from ..runtime import Device
+from ..runtime.providers.provider import PROVIDERS
 from ..runtime.providers.resolved_device import resolve
 
 _GRAPH = (
@@ -26,7 +28,10 @@ def _build() -> dict[str, Any]:
         "version": ort.__version__,
         "package": getattr(build, "package_name", None),
         "cuda": getattr(build, "cuda_version", None),
-        "providers": ort.get_available_providers(),
+        "providers": [
+            *ort.get_available_providers(),
+            *(one.runtime_name for one in PROVIDERS.values() if one.plugin and find_spec(one.plugin)),
+        ],
     }
 
 
@@ -34,12 +39,7 @@ def _start(name: str) -> dict[str, Any]:
     from onnx import parser  # noqa: PLC0415 - the build is queried even where onnx cannot be imported
 
     started = resolve(Device(provider=name))
-    session = ort.InferenceSession(
-        parser.parse_model(_GRAPH).SerializeToString(),
-        started.session_options(),
-        providers=[kind for kind, _ in started.providers],
-        provider_options=[dict(options) for _, options in started.providers],
-    )
+    session = started.open(parser.parse_model(_GRAPH).SerializeToString(), started.session_options())
     running = started.require(session)
     x = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
     [y] = session.run(None, {"x": x})

@@ -46,7 +46,7 @@ def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None,
             (text for text in reversed(done.stderr.splitlines()) if text.strip()),
             f"exit code {done.returncode}",
         )
-        return None, last.strip()[-_SHOWN:]
+        return None, last.strip().rstrip(".")[-_SHOWN:]
     # libraries may have printed lines before it
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer, ""

@@ -63,9 +63,7 @@ class OrtModel:
         )
         options = resolved.session_options()
         with self._opening(resolved):
-            self._ort = ort.InferenceSession(
-                self._form(options, mapped), options, providers=list(resolved.providers), enable_fallback=0
-            )
+            self._ort = resolved.open(self._form(options, mapped), options)
         self.provider = resolved.require(self._ort)
         on_cpu = resolved.provider.name == "cpu"
         self.cpu_nodes = [] if on_cpu else check_placement(self._ort, resolved, self.path)

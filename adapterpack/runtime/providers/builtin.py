@@ -72,7 +72,8 @@ PROVIDERS.register(
     Provider(
         name="openvino",
         runtime_name="OpenVINOExecutionProvider",
-        source="onnxruntime-openvino",
+        source="onnxruntime-ep-openvino, a plugin of any build, or onnxruntime-openvino",
+        plugin="onnxruntime_ep_openvino",
         settings={"threads": _option("num_of_threads")},
     )
 )
@@ -98,7 +99,12 @@ PROVIDERS.register(
 )
 PROVIDERS.register(Provider(name="qnn", runtime_name="QNNExecutionProvider", source="onnxruntime-qnn"))
 PROVIDERS.register(
-    Provider(name="webgpu", runtime_name="WebGpuExecutionProvider", source="onnxruntime-webgpu")
+    Provider(
+        name="webgpu",
+        runtime_name="WebGpuExecutionProvider",
+        source="onnxruntime-ep-webgpu, a plugin of any build, or onnxruntime-webgpu",
+        plugin="onnxruntime_ep_webgpu",
+    )
 )
 PROVIDERS.register(
     Provider(

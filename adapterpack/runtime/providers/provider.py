@@ -22,7 +22,7 @@ def _present() -> None:
 @dataclass(frozen=True, kw_only=True)
 class Provider:
     """An execution provider: ``name`` is ours, ``runtime_name`` is ONNX Runtime's, and ``source`` names the
-    wheel that contains it.
+    wheel that contains it. ``plugin`` is the module of a wheel that adds it to any build of ONNX Runtime.
 
     ``settings`` converts each supported setting of a :class:`.Device` to options of the provider; ``options``
     are always set, and ``session`` holds attributes for the session's options. ``behind`` names providers
@@ -33,6 +33,7 @@ class Provider:
     name: str
     runtime_name: str
     source: str
+    plugin: str | None = None
     memory: str = "cpu"
     settings: Mapping[str, Callable[[Any], Mapping[str, str]]] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)

@@ -6,10 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import onnxruntime as ort
 
 from ...errors import ConfigError, ProviderError
+from ...library_errors import library_errors
+from ...readable import things
 from .builtin import has_device
 from .device import Device
 from .provider import CPU, PROVIDERS, Provider, get_provider
@@ -22,12 +27,13 @@ _SETTINGS = tuple(one.name for one in fields(Device) if one.name not in _OURS)
 @dataclass(frozen=True, eq=False)
 class ResolvedDevice:
     """A device whose provider is available. ``providers`` are ONNX Runtime's names with their options, in the
-    order in which they take nodes.
+    order in which they take nodes; ``hardware`` is where the first one runs if it is a plugin.
     """
 
     device: Device
     provider: Provider
     providers: tuple[tuple[str, Mapping[str, str]], ...]
+    hardware: ort.OrtEpDevice | None = None
 
     @property
     def memory(self) -> tuple[str, int]:
@@ -58,6 +64,13 @@ class ResolvedDevice:
         if self.provider.runtime_name != CPU:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
+
+    def open(self, graph: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+        """Opens a session of a graph on the device."""
+        if self.hardware is None:
+            return ort.InferenceSession(graph, options, providers=list(self.providers), enable_fallback=0)
+        options.add_provider_for_devices([self.hardware], dict(self.providers[0][1]))
+        return ort.InferenceSession(graph, options, enable_fallback=0)
 
     def require(self, session: ort.InferenceSession) -> str:
         """Returns the provider that runs a session, after checking that it is the requested one: ONNX Runtime
@@ -97,26 +110,60 @@ def resolve(device: Device) -> ResolvedDevice:
         raise ProviderError(
             absent, expected=provider.runtime_name, remedy="check its driver, or choose --provider cpu"
         )
-    if provider.runtime_name not in available:
+    hardware = None if provider.runtime_name in available else _plugin_device(provider, device)
+    if provider.runtime_name not in available and hardware is None:
         raise ProviderError(
             "this build of ONNX Runtime does not have the provider",
             expected=provider.runtime_name,
             found=", ".join(available),
             remedy=(
-                f"it comes with {provider.source}; install it alone, since builds of ONNX Runtime overwrite "
-                "each other"
+                f"it comes with {provider.source}; install one build alone, since builds of ONNX Runtime "
+                "overwrite each other"
             ),
         )
     if provider.memory == "cuda":
         ort.preload_dlls()
-    first = provider.runtime_name, _options(device, provider)
+    # Of a plugin's devices, one was chosen by its number.
+    first = (
+        provider.runtime_name,
+        _options(device if hardware is None else replace(device, device_id=None), provider),
+    )
     others = [
         (PROVIDERS[other].runtime_name, _options(Device(device_id=device.device_id), PROVIDERS[other]))
         for other in provider.behind
     ]
     return ResolvedDevice(
-        device, provider, (first, *others, *([] if provider.runtime_name == CPU else [(CPU, {})]))
+        device, provider, (first, *others, *([] if provider.runtime_name == CPU else [(CPU, {})])), hardware
     )
+
+
+def _plugin_device(provider: Provider, device: Device) -> ort.OrtEpDevice | None:
+    """Returns the hardware that a provider's plugin finds, the first or that of the device's number; None if
+    the plugin is not installed. ONNX Runtime loads the plugin once in a process.
+    """
+    if provider.plugin is None or find_spec(provider.plugin) is None:
+        return None
+    found = _hardware(provider)
+    if not found:
+        library = import_module(provider.plugin).get_library_path()
+        with library_errors(
+            "onnxruntime", "the provider's plugin cannot be loaded", where=library, kind=ProviderError
+        ):
+            ort.register_execution_provider_library(provider.plugin, library)
+        found = _hardware(provider)
+    number = device.device_id or 0
+    if number >= len(found):
+        raise ProviderError(
+            "the provider's plugin finds no such device here",
+            expected=f"device {number}",
+            found=things(len(found), "device"),
+            remedy="check its driver, or choose --provider cpu",
+        )
+    return found[number]
+
+
+def _hardware(provider: Provider) -> list[ort.OrtEpDevice]:
+    return [one for one in ort.get_ep_devices() if one.ep_name == provider.runtime_name]
 
 
 def _options(device: Device, provider: Provider) -> dict[str, str]:
