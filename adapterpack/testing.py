@@ -172,7 +172,8 @@ class Case(NamedTuple):
 
     def own(self) -> Arrays:
         """Returns the site's own parameters from ``init``."""
-        needs, site = self.method.training.needs, dataclasses.replace(self.site, shared=self.shared())
+        needs = self.method.training.needs
+        site = dataclasses.replace(self.site, shared=self.shared())
         if needs is not None and "weight" in needs(self.config):
             site = dataclasses.replace(site, weight=self.weight, base_bias=self.bias)
         return self.method.init(self.config, site, np.random.default_rng(4))

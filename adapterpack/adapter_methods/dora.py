@@ -81,10 +81,8 @@ def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
     zero.
     """
     xp = array_namespace(lengths, weight, A, B)
-    cross, square = (
-        xp.sum(xp.matmul(weight, A.T) * B, axis=1),
-        xp.sum(xp.matmul(B, xp.matmul(A, A.T)) * B, axis=1),
-    )
+    cross = xp.sum(xp.matmul(weight, A.T) * B, axis=1)
+    square = xp.sum(xp.matmul(B, xp.matmul(A, A.T)) * B, axis=1)
     return lengths * xp.sqrt(xp.clip(1 + (2 * cross + square) / lengths**2, _LEAST, None))
 
 

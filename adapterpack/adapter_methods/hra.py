@@ -95,7 +95,8 @@ def _steps(unit: Array) -> tuple[Array, Array]:
     up = xp.reshape(xp.stack([2 * first, -2 * apart], axis=2), (width, 2 * count))
     down = xp.reshape(xp.stack([turn, second], axis=2), (width, 2 * count))
     if unit.shape[1] > 2 * count:
-        up, down = xp.concat([up, -2 * unit[:, -1:]], axis=1), xp.concat([down, unit[:, -1:]], axis=1)
+        up = xp.concat([up, -2 * unit[:, -1:]], axis=1)
+        down = xp.concat([down, unit[:, -1:]], axis=1)
     return up, down.T
 
 

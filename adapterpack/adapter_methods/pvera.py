@@ -75,7 +75,8 @@ def _shapes(cfg: PVeRA, site: Site) -> Shapes:
 
 
 def _normal_form(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
-    A, B = params["pvera_A"][: cfg.r, : site.in_features], params["pvera_B"][: site.out_features]
+    A = params["pvera_A"][: cfg.r, : site.in_features]
+    B = params["pvera_B"][: site.out_features]
     return NormalForm(
         down=Dense(A), up=Scaled(B, params["pvera_lambda_b"], params["pvera_lambda_d"][: cfg.r])
     )

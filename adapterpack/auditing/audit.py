@@ -186,7 +186,8 @@ def _site(
         except Unsupported as error:
             skipped.append(Skipped(part.pack.name, path, str(error)))
             continue
-        first, weight_name = first or (part.pack.name, adapter.site), weight_name or adapter.weight
+        first = first or (part.pack.name, adapter.site)
+        weight_name = weight_name or adapter.weight
     if first is None:
         return None
     height, n = next(change.shape for change in changes if change is not None)

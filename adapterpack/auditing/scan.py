@@ -140,10 +140,8 @@ def fold_losses(
     scaled up to all rows.
     """
     losses = {dtype: LossSums() for dtype in dtypes}
-    kind, changes = (
-        np.float64 if weight.dtype == np.float64 else np.float32,
-        [(term.weight, term.change) for term in terms],
-    )
+    kind = np.float64 if weight.dtype == np.float64 else np.float32
+    changes = [(term.weight, term.change) for term in terms]
     for block in _blocks(rows, weight.shape[1]) if dtypes else ():
         W = weight[block].astype(kind)
         change = sum((share * factors.rows(block) for share, factors in changes), np.zeros(W.shape)).astype(

@@ -426,13 +426,8 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
         Revoked: the bundle is on the list of what was revoked.
     """
     require_unrevoked({f"sha256:{hashlib.sha256(data).hexdigest()}": "the bundle"}, where)
-    bundle = typed_json.read(_with_later_fields(strict_json.loads(data, where, _MAX_BYTES)), Bundle)
-    if isinstance(bundle, Misfit):
-        raise FormatError(
-            f"the bundle's manifest does not fit its schema: {bundle.message}",
-            where=f"{where}#{bundle.pointer or '/'}",
-        )
-    return bundle
+    value = _with_later_fields(strict_json.loads(data, where, _MAX_BYTES))
+    return typed_json.require(value, Bundle, "the bundle's manifest does not fit its schema", where)
 
 
 _IN_FULL = {"depth": "full"}

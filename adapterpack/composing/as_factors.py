@@ -122,9 +122,11 @@ def require_representable(adapter: Adapter, based: bool) -> None:
     """
     method, site = adapter.method, adapter.site
     if method.kind != "weight" or method.is_positional:
-        expected, found = "a method that changes weights", f"not additive: a {method.kind} method"
+        expected = "a method that changes weights"
+        found = f"not additive: a {method.kind} method"
         if method.kind == "weight":
-            expected, found = "a change that is the same at every position", "not the same at every position"
+            expected = "a change that is the same at every position"
+            found = "not the same at every position"
         raise Unsupported(
             f"changes of the method {method.name} cannot be combined by their factors",
             where=site.path,

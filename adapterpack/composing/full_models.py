@@ -142,7 +142,8 @@ def merge_models(
         if merges:
             base = None if file.base is None else stored[file.base.name]
             others = [stored[model.name] for model in file.models]
-            values, names = file.values(info.name, own.entries, layers), [model.name for model in file.models]
+            values = file.values(info.name, own.entries, layers)
+            names = [model.name for model in file.models]
             blocks = _merge_rows(rule, arguments, names, others, base, values, info.name)
         else:
             blocks = ((rows, own.raw(rows)) for rows in row_blocks(*own.shape, _BLOCK))

@@ -40,10 +40,8 @@ def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes],
         Unsupported: PEFT has no such adapter of torch's own attention; or only ``base``, which is missing,
             could show whether a parameter belongs to it.
     """
-    form, groups = (
-        pack.method.peft,
-        {group.path: group for group in pack.groups if group.role == "adapter" and is_bare(group.kind)},
-    )
+    form = pack.method.peft
+    groups = {group.path: group for group in pack.groups if group.role == "adapter" and is_bare(group.kind)}
     if (
         form is None
         or "bare_parameters" not in form.overrides
@@ -143,7 +141,8 @@ def reorder_for_peft(pack: Pack) -> dict[str, bytes] | None:
     """Returns the files of PEFT's folder with the tensors of the only site in PEFT's order; None if PEFT has
     no such adapter.
     """
-    form, adapters = pack.method.peft, [group for group in pack.groups if group.role == "adapter"]
+    form = pack.method.peft
+    adapters = [group for group in pack.groups if group.role == "adapter"]
     if (
         form is None
         or "reorder_for_peft" not in form.overrides

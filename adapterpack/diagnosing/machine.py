@@ -64,7 +64,9 @@ def check_cuda() -> CheckResult:
 
 
 def _card(driver: Any, number: int) -> dict[str, Any]:
-    device, name, memory = ctypes.c_int(0), ctypes.create_string_buffer(256), ctypes.c_size_t(0)
+    device = ctypes.c_int(0)
+    name = ctypes.create_string_buffer(256)
+    memory = ctypes.c_size_t(0)
     driver.cuDeviceGet(ctypes.byref(device), number)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)

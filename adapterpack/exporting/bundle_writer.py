@@ -238,7 +238,9 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def _attach(model: ir.Model, job: ExportJob, sites: SiteMap, plan: AttachPlan) -> AttachPlan:
     """Packs siblings of one graph and attaches the graph's part of the packs; returns what it attached."""
-    mode, plan, slots = job.request.mode, plan._replace(slot_name=job.target.slot_name), slot_names(model)
+    mode = job.request.mode
+    plan = plan._replace(slot_name=job.target.slot_name)
+    slots = slot_names(model)
     plan = pack_siblings(
         model,
         {path: site for path, site in sites.items() if site.part == plan.part},

@@ -55,7 +55,8 @@ def _read(
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yields the rows of a ``[m, n]`` tensor in blocks, from both files, as numbers of these types."""
     tuned, base = pair.infos
-    files, (m, n) = (pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path), shape
+    files = (pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path)
+    m, n = shape
     with (
         storage_errors(f"{files[0]} or {files[1]}"),
         open_descriptor(files[0], os.O_RDONLY) as first,

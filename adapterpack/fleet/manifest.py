@@ -194,13 +194,8 @@ def parse(data: bytes, where: object) -> FleetManifest:
             remedy="compress the packs again",
         )
     fields = value if version == _UNSEALED else {key: item for key, item in value.items() if key != KEY}
-    manifest = typed_json.read(fields, FleetManifest)
-    if isinstance(manifest, Misfit):
-        raise FormatError(
-            f"the manifest does not fit its schema: {manifest.message}",
-            where=f"{where}#{manifest.pointer or '/'}",
-            remedy="compress the packs again",
-        )
+    what, remedy = "the manifest does not fit its schema", "compress the packs again"
+    manifest = typed_json.require(fields, FleetManifest, what, where, remedy=remedy)
     numbers = 0
     for count, (name, dtype, shape) in enumerate(layout(manifest)):
         numbers += math.prod(shape)

@@ -246,7 +246,8 @@ class _SiteNodes:
         if not self.batched:
             rows = self.op("Gather", "down/rows", down, tokens, axis=0)
         else:
-            last, shape = self._constant("last", [-1]), self.op("Shape", "tokens/shape", tokens)
+            last = self._constant("last", [-1])
+            shape = self.op("Shape", "tokens/shape", tokens)
             row_ids = self.op("Unsqueeze", "ids/each", self.emitter.ids, self._constant("axis", [1]))
             ids = self.op("Expand", "ids/tokens", row_ids, shape)
             pairs = [
@@ -323,7 +324,8 @@ class _SiteNodes:
         """Joins the rows of a flat site again."""
         if not self.joined:
             return value
-        last, first = self.op("Shape", f"{what}/out_width", value, start=-1), self._constant("rest", [-1])
+        last = self.op("Shape", f"{what}/out_width", value, start=-1)
+        first = self._constant("rest", [-1])
         if self.site.rank > 2:
             first = self.op("Shape", f"{what}/joined_axes", self.emitter.values[self.site.input], end=-1)
         shape = self.op("Concat", f"{what}/out_shape", first, last, axis=0)

@@ -70,7 +70,11 @@ class PositionInputs:
         total: ir.Value | None,
         context: int | None = None,
     ) -> None:
-        self.model, self._ids, self._past, self._total, self._context = model, ids, past, total, context
+        self.model = model
+        self._ids = ids
+        self._past = past
+        self._total = total
+        self._context = context
         self._weighing: dict[ir.Value, bool] = {}
         self._hiding: dict[tuple[ir.Value, int], bool | None] = {}
         self._biases: dict[str, list[ir.Value]] = {}

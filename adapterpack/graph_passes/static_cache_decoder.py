@@ -244,7 +244,8 @@ def _forget_lengths(model: ir.Model, prefix: str, ends: Sequence[ir.Value], news
     of a pass's tokens alone: their shapes count nothing cached. Nodes whose names begin with ``prefix``
     compute these; other readers of the lengths keep them.
     """
-    nothing, copies = constant(model, "nothing_before", np.array([0])), dict[ir.Value, ir.Value]()
+    nothing = constant(model, "nothing_before", np.array([0]))
+    copies = dict[ir.Value, ir.Value]()
 
     def without_past(value: ir.Value) -> ir.Value:
         node = value.producer()
@@ -564,7 +565,8 @@ def _join_values(model: ir.Model) -> None:
         for number, (product, shape) in enumerate(zip(products, shapes, strict=True)):
             ends = [np.array([end]) for end in (start, start + shape[-1], -1)]
             cut = [constant(model, f"{softmax.name}/{number}/{place}", end) for place, end in enumerate(ends)]
-            part, old = add("Slice", f"part_{number}", whole, *cut), _after_mask(product.outputs[0])
+            part = add("Slice", f"part_{number}", whole, *cut)
+            old = _after_mask(product.outputs[0])
             part.shape, part.type = old.shape, old.type
             old.replace_all_uses_with(part)
             ended |= {product, old.producer()}

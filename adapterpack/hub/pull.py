@@ -14,7 +14,16 @@ from msgspec import structs
 
 from ..base.repository_name import is_repo
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
-from ..io import Json, Progress, cache_folder, output_folder, own_folder, refuse_existing, strict_json
+from ..io import (
+    Json,
+    Progress,
+    cache_folder,
+    copy_folder,
+    output_folder,
+    own_folder,
+    refuse_existing,
+    strict_json,
+)
 from ..manifest import manifest as m
 from ..pack import SIGNATURE, Pack, load, seal
 from ..pack.validate.checks import read_manifest
@@ -100,7 +109,7 @@ def pull(
     if out is None:
         return pulled
     with output_folder(out) as folder:
-        bundle_cache.copy_files(pulled.path, folder)
+        copy_folder(pulled.path, folder)
         _add_signature(pulled, reference, folder, token)
     return replace(pulled, path=Path(out))
 
@@ -119,10 +128,8 @@ def fetch_artifact(
         scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
-        identity, path = (
-            artifact.id,
-            None if artifact.kind == "peft" else bundle_cache.find_bundle(artifact.kind, artifact.id),
-        )
+        identity = artifact.id
+        path = None if artifact.kind == "peft" else bundle_cache.find_bundle(artifact.kind, artifact.id)
         notes: tuple[str, ...] = ()
         if path is None:
             download(remote, artifact, listed, scratch, progress)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
+from ..errors import FormatError
+
 T = TypeVar("T")
 PositiveWhole = Annotated[int, Meta(ge=1)]
 Whole = Annotated[int, Meta(ge=0)]
@@ -64,6 +66,20 @@ def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
         # The fallback is unreachable: conversion has just failed.
         return misfit(value, kind) or Misfit("", "does not fit")
     return _other_fields(value, struct, newer) or struct
+
+
+def require(
+    value: Any, kind: type[T], what: str, where: object, *, newer: bool = False, **hints: str | None
+) -> T:
+    """Converts like :func:`read` where a value that does not fit is an error, which ``what`` begins.
+
+    Raises:
+        FormatError: a value does not fit; the error names its JSON pointer.
+    """
+    struct = read(value, kind, newer=newer)
+    if isinstance(struct, Misfit):
+        raise FormatError(f"{what}: {struct.message}", where=f"{where}#{struct.pointer or '/'}", **hints)
+    return struct
 
 
 def misfit(value: Any, kind: Any) -> Misfit | None:

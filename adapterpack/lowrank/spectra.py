@@ -70,10 +70,8 @@ class Spectrum(NamedTuple):
             empty = Factors(np.zeros((1, n), self.V.dtype), np.zeros((m, 1), self.U.dtype))
             return empty, Loss(energy_of(self.S), energy_of(self.S))
         halves = np.sqrt(self.S[:kept])
-        A, B = (
-            (self.V[:, :kept] * halves.astype(self.V.dtype)).T,
-            self.U[:, :kept] * halves.astype(self.U.dtype),
-        )
+        A = (self.V[:, :kept] * halves.astype(self.V.dtype)).T
+        B = self.U[:, :kept] * halves.astype(self.U.dtype)
         return Factors(A, B), Loss(energy_of(self.S[kept:]), energy_of(self.S))
 
 

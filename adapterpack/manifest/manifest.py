@@ -264,15 +264,14 @@ def _convert(value: Json, where: object) -> Manifest:
     except FormatError as error:
         raise FormatError(error.what, where=f"{where}#{error.where}", remedy=error.remedy) from error
     newer = _minor(current.get("format_version")) > _minor(FORMAT_VERSION)
-    manifest = typed_json.read(
-        {key: item for key, item in current.items() if key != "integrity"}, Manifest, newer=newer
+    manifest = typed_json.require(
+        {key: item for key, item in current.items() if key != "integrity"},
+        Manifest,
+        "the manifest does not fit its schema",
+        where,
+        newer=newer,
+        remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None,
     )
-    if isinstance(manifest, Misfit):
-        raise FormatError(
-            f"the manifest does not fit its schema: {manifest.message}",
-            where=f"{where}#{manifest.pointer or '/'}",
-            remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None,
-        )
     _require_sizes(manifest, where)
     return manifest
 

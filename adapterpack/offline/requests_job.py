@@ -27,13 +27,11 @@ class RequestsJob:
     def __init__(
         self, server: InProcess, block: int, where: str, seed: int, identity: Mapping[str, Any]
     ) -> None:
-        self._server, self.block, self._where, self._seed, self.identity = (
-            server,
-            block,
-            where,
-            seed,
-            identity,
-        )
+        self._server = server
+        self.block = block
+        self._where = where
+        self._seed = seed
+        self.identity = identity
 
     def close(self) -> None:
         """Closes the server."""
@@ -80,10 +78,8 @@ class RequestsJob:
                 expected=", ".join(sorted(REQUEST)),
                 found=", ".join(row) or "no key",
             )
-        body, route = (
-            row["body"],
-            self._server.routes.get(row["url"]) if isinstance(row["url"], str) else None,
-        )
+        body = row["body"]
+        route = self._server.routes.get(row["url"]) if isinstance(row["url"], str) else None
         if row["method"] != "POST" or route is None:
             return ConfigError(
                 "this bundle has no such route",

@@ -133,7 +133,8 @@ def dequantize(graph: GraphFile, quantized: NBits, rows: slice, first_block_only
     packed = graph.array(quantized.weight).reshape(quantized.rows, quantized.blocks, -1)[rows]
     grid = grid_of(graph, quantized, rows)
     if first_block_only:
-        packed, grid = packed[:, :1], BlockGrid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
+        packed = packed[:, :1]
+        grid = BlockGrid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
     q = unpack(packed, quantized.bits).astype(np.float32)
     return values(q, grid).reshape(len(packed), -1)[:, : quantized.columns]
 

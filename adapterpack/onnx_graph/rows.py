@@ -93,7 +93,8 @@ class _Table(Generic[Key]):
         if not len(self.sorted):
             return
         keys = _keys(matrix, self.dtype)
-        left, right = np.searchsorted(self.sorted, keys, "left"), np.searchsorted(self.sorted, keys, "right")
+        left = np.searchsorted(self.sorted, keys, "left")
+        right = np.searchsorted(self.sorted, keys, "right")
         # rows whose key occurs once vote reliably; rows such as zeros match everywhere, so their votes are
         # limited
         single = right - left == 1

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..errors import FormatError, Revoked, storage_errors
-from ..io import ClosedStruct, Identity, Misfit, identity, read_at_most, read_file, strict_json, typed_json
+from ..errors import Revoked, storage_errors
+from ..io import ClosedStruct, Identity, identity, read_at_most, read_file, strict_json, typed_json
 from ..manifest import Sha256
 from ..manifest import manifest as m
 from .pack import SIGNATURE
@@ -46,14 +46,13 @@ def revocations() -> Mapping[str, str]:
 def _read(path: Path, _: Identity) -> Mapping[str, str]:
     with storage_errors(path), path.open("rb") as file:
         value = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), path, _MAX_BYTES)
-    read = typed_json.read(value, Revocations)
-    if isinstance(read, Misfit):
-        raise FormatError(
-            f"this is no list of revocations: {read.message}",
-            where=f"{path}#{read.pointer}",
-            remedy=f"mend the file that {VARIABLE} names; until then nothing is opened",
-        )
-    return read.entries
+    return typed_json.require(
+        value,
+        Revocations,
+        "this is no list of revocations",
+        path,
+        remedy=f"mend the file that {VARIABLE} names; until then nothing is opened",
+    ).entries
 
 
 def require_unrevoked(digests: Mapping[str, str], where: object) -> None:

@@ -139,7 +139,8 @@ def sort(
     )
     for key, guest in secondary.items():
         endings |= dict.fromkeys(secondary_form(guest).suffixes.values(), key)
-    prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
+    prefix = prefix_of(method)
+    bare = set(method.peft.suffixes.values()) if method.peft.site else set()
     for name in tensors.tensors:
         if (common := shared_param(method, name)) is not None:
             result.shared[common] = tensors.read(name)

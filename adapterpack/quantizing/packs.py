@@ -59,7 +59,9 @@ def quantize_pack(
     )
     manifest = floats.manifest
     adapters = {group.path for group in manifest.adapter_groups}
-    tensors, entries, packed = dict(floats.tensors), dict(manifest.tensors), dict[str, Packed]()
+    tensors = dict(floats.tensors)
+    entries = dict(manifest.tensors)
+    packed = dict[str, Packed]()
     for key, entry in manifest.tensors.items():
         if entry.group in adapters and len(entry.shape) >= 2:
             tensors[key], packed[key] = _encode(floats.tensors[key], chosen)

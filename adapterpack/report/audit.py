@@ -175,7 +175,8 @@ def _cards(result: Result) -> list[Card]:
         ),
     ]
     if many:
-        cosine, conflict = _extreme(total["cosine"]), _extreme(total["conflict"]["pairs"], 0.5)
+        cosine = _extreme(total["cosine"])
+        conflict = _extreme(total["conflict"]["pairs"], 0.5)
         cards.append(Card("strongest cosine", decimal(cosine), "1 the same, 0 unrelated, -1 opposite"))
         cards.append(Card("sign conflict", percent(conflict), "50 % is chance"))
     for dtype, loss in list(total["fold"].items())[:1]:

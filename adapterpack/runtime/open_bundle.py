@@ -353,7 +353,8 @@ class OpenBundle:
         config = self.once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
         name = self.sound_input
         assert name is not None
-        shape, masked = self.shape(name), "attention_mask" in self.graph(self.bundle.parts[0]).inputs
+        shape = self.shape(name)
+        masked = "attention_mask" in self.graph(self.bundle.parts[0]).inputs
 
         def inputs_of(recording: Recording) -> Arrays:
             sound = sound_of(recording, shape, config)[None]

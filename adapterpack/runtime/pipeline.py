@@ -283,7 +283,8 @@ def _require_window(session: OpenBundle, covered: np.ndarray, prefix: PromptCach
     """Checks that a sliding window covers prompt and tokens. Padding between them counts as positions, so the
     prompt would leave the window earlier than without padding.
     """
-    window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
+    window = session.config.get("sliding_window")
+    used = session.config.get("use_sliding_window", True)
     if prefix.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
         raise ConfigError(
             "padding comes between a row's prompt and its tokens, beyond the model's sliding window",

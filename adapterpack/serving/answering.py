@@ -187,7 +187,10 @@ class EventStream(Response):
     """A response of server-sent events; ``stack`` is closed when it ends for any reason."""
 
     def __init__(self, answer: TextResponse, stack: ExitStack) -> None:
-        self._answer, self._stack, self.status_code, self.background = answer, stack, 200, None
+        self._answer = answer
+        self._stack = stack
+        self.status_code = 200
+        self.background = None
         self.init_headers({**STREAM_HEADERS, **answer.headers, "content-type": STREAM_TYPE})
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Any]) -> None:

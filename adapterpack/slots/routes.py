@@ -105,7 +105,8 @@ def route_arrays(routes: tuple[Route, ...]) -> Arrays:
         if isinstance(gate, Attention):
             branch, weights = RouteBranch(number, "fuse"), gate.query
         elif isinstance(gate, SoftmaxGate):
-            branch, weights = RouteBranch(number, "abs" if gate.magnitude else "dot"), gate.keys
+            branch = RouteBranch(number, "abs" if gate.magnitude else "dot")
+            weights = gate.keys
             bias = gate.bias
         else:
             raise Unsupported(

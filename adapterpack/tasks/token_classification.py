@@ -76,7 +76,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     def encode_row(row: Row, place: object) -> Encoded:
         words, wanted = words_and_labels(row, column, place)
         tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-        targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
+        targets = [labels.target(label, place) for label in wanted]
+        of_words = tokens.word_ids()
         # Only the first token of a word carries its label, so that long words do not weigh more in the
         # loss.
         first_place = {word: at for at, word in reversed([*enumerate(of_words)])}

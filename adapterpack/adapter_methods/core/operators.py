@@ -402,10 +402,8 @@ def columns(operator: Operator, ids: Array) -> Array:
     if isinstance(operator, Kronecker):
         # Column b d' + d is the product of column b of `left` and column d of `right`, which has d' columns.
         narrow = operator.right.shape[1]
-        left, right = (
-            columns(Dense(operator.left), ids // narrow),
-            columns(Dense(operator.right), ids % narrow),
-        )
+        left = columns(Dense(operator.left), ids // narrow)
+        right = columns(Dense(operator.right), ids % narrow)
         product = left[..., :, None] * right[..., None, :]
         return array_namespace(left).reshape(product, (*ids.shape, left.shape[-1] * right.shape[-1]))
     if not isinstance(operator, Dense):

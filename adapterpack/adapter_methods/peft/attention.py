@@ -29,7 +29,9 @@ def attention_parameters(content: PeftContent) -> PeftContent:
         return content
     times = 2 if _counted_twice(content.written.get("peft_version")) else 1
     cfg, sites = content.config, dict(content.sites)
-    ranks, alphas, kinds = dict(cfg.rank_pattern), dict(cfg.alpha_pattern), dict(content.kinds)
+    ranks = dict(cfg.rank_pattern)
+    alphas = dict(cfg.alpha_pattern)
+    kinds = dict(content.kinds)
     for owner in owners:
         here = cfg.at(owner)
         for path, old, factor in (

@@ -100,7 +100,9 @@ class _Layout(NamedTuple):
 
     def pack(self, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
         """Returns the updates that store quantized rows; unchanged scales keep their stored form."""
-        at, flat, scales = self._blocks(rows), quantized.codes.reshape(-1), quantized.scale[:, 0]
+        at = self._blocks(rows)
+        flat = quantized.codes.reshape(-1)
+        scales = quantized.scale[:, 0]
         start = at.start * self.block // 2
         packed = (flat[0::2] << 4 | flat[1::2])[: len(_bytes(parts)) - start]
         old = parts["absmax"][at]
@@ -157,7 +159,9 @@ def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, 
     where = f"{module.base.folder}, {name}"
     module.part(name.removeprefix(f"{module.path}."), ("U8",), (None,))
     state = strict_json.loads(bytes(module.base.read(name)), where, _MAX_STATE)
-    shape, block, size = state.get("shape"), state.get("blocksize"), state.get("nested_blocksize")
+    shape = state.get("shape")
+    block = state.get("blocksize")
+    size = state.get("nested_blocksize")
     offset = state.get("nested_offset")
     sizes = [block] if size is None else [block, size]
     if not (

@@ -85,10 +85,8 @@ class Groups(NamedTuple):
         count = -(-values.shape[1] // self.width)
         if self.members is not None:
             order = np.argsort(self.members, kind="stable")
-            values, starts = (
-                values[:, order],
-                np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1)),
-            )
+            values = values[:, order]
+            starts = np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1))
             reduced = ufunc.reduceat(values, starts, axis=1)
         elif count * self.width == values.shape[1]:
             reduced = ufunc.reduce(values.reshape(len(values), count, self.width), axis=2)

@@ -18,7 +18,11 @@ from . import MAGIC
 from .tensor_types import TENSOR_TYPES, TensorType
 
 ALIGNMENT = "general.alignment"
-_MAX_KEYS, _MAX_TENSORS, _MAX_TEXT, _MAX_ITEMS, _MAX_NAME = 4096, 50_000, 1 << 20, 1 << 20, 512
+_MAX_KEYS = 4096
+_MAX_TENSORS = 50_000
+_MAX_TEXT = 1 << 20
+_MAX_ITEMS = 1 << 20
+_MAX_NAME = 512
 _MAX_TEXTS, _MAX_TEXT_BYTES = 1 << 21, 16 << 20
 """Texts in all arrays together, and bytes of all other texts together."""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

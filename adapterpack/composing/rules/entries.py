@@ -90,7 +90,8 @@ class Coordinates:
 
     def blocks(self) -> Iterator[EntryBlock]:
         """Yields all rows once, in blocks whose size depends on the shape alone."""
-        weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
+        weights = np.array([term.weight for term in self.terms])
+        keys = tuple(term.key for term in self.terms)
         own = tuple(term.own for term in self.terms)
         for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
             measured = tuple(None if term.measured is None else term.measured[rows] for term in self.terms)
@@ -154,7 +155,8 @@ class MergedEntries:
 def dense(terms: Terms) -> Coordinates:
     """Returns the coordinates of the weight itself."""
     changes = [term.change for term in terms]
-    dtype, (m, n) = np.result_type(*(part.dtype for change in changes for part in change)), changes[0].shape
+    dtype = np.result_type(*(part.dtype for change in changes for part in change))
+    m, n = changes[0].shape
     packed = [lowrank.panels(change.B, change.A) if dtype == np.float32 else None for change in changes]
 
     def take(rows: slice) -> np.ndarray:

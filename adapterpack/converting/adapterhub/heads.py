@@ -51,7 +51,8 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
         setting(saved, key, kind, where)
         for key, kind in (("config", dict), ("name", str), ("model_type", str))
     )
-    kind, layers = setting(config, "head_type", str, where), setting(config, "layers", int, where)
+    kind = setting(config, "head_type", str, where)
+    layers = setting(config, "layers", int, where)
     head = next((head for head in _HEADS if head[:3] == (model, kind, layers)), None)
     pooled = config.get("use_pooler", False)
     plain = layers == 1 or config.get("activation_function") == "tanh"

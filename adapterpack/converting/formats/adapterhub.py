@@ -35,7 +35,9 @@ from ..packs import dequantize, foreign_pack
 from ..tensor_files import out_of_pickle
 
 _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
-_HEAD, _HEAD_FILE, _HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
+_HEAD = "head_config.json"
+_HEAD_FILE = "model_head.safetensors"
+_HEAD_PICKLE = "pytorch_model_head.bin"
 _SHARED = "shared_parameters"
 _KINDS = {"adapters": (None,), "loras": ("lora",), _SHARED: (None, "lora")}
 """The part before the adapter's name in a key -> the ``architecture`` of its config."""
@@ -76,10 +78,8 @@ def _read(source: ConversionSource) -> Reading:
             remedy="merge it with the library that made it",
         )
     else:
-        sites, rules = (
-            low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where)),
-            {},
-        )
+        sites = low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where))
+        rules = {}
     pack = foreign_pack(
         source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task
     )

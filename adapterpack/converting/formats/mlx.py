@@ -121,10 +121,8 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
         Unsupported: the file holds full weights, or a scale that two versions of mlx-lm read differently.
         FormatError: a setting is missing.
     """
-    kind, parameters = (
-        config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora"),
-        config.get("lora_parameters"),
-    )
+    kind = config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora")
+    parameters = config.get("lora_parameters")
     if not isinstance(kind, str) or kind not in _METHODS:
         raise Unsupported(
             "mlx-lm trained the weights themselves, or in a way that is not known",

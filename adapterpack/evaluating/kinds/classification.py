@@ -98,7 +98,8 @@ def confusion(
         >>> confusion(["no", "yes"], ["no", "no"], ["no", "yes"])[1].tolist()
         [[1, 1], [0, 0]]
     """
-    place, counts = {name: at for at, name in enumerate(names)}, np.zeros((len(names), len(names)), int)
+    place = {name: at for at, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), int)
     for right, answer in zip(wanted, given, strict=True):
         if answer in place:
             counts[place[right], place[answer]] += 1

@@ -37,7 +37,8 @@ def _reader(encode_answer: Callable[..., Any], paired: bool = True, asks: bool =
     """
 
     def read_table(rows: Any, report: DataReport) -> RowReader:
-        read_row, sides = read_answers(rows, report, paired), _SIDES if paired else ("completion",)
+        read_row = read_answers(rows, report, paired)
+        sides = _SIDES if paired else ("completion",)
 
         def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
             read = read_row(row, place)

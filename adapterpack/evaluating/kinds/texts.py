@@ -80,10 +80,8 @@ def _read_pairs(rows: Any, report: DataReport) -> RowReader:
         tokenizer = model.tokenizer
         with form.errors(place):
             *before, last = form.read(row).messages
-            source, text = (
-                "\n".join(text_of(message["content"]) for message in before),
-                text_of(last["content"]),
-            )
+            source = "\n".join(text_of(message["content"]) for message in before)
+            text = text_of(last["content"])
         scored = {
             "input_ids": tokenizer(source)["input_ids"],
             "labels": target_ids(tokenizer, text, model.max_length, place),

@@ -110,7 +110,8 @@ def _with_images(
     """
     from .vision_parts import Vision  # noqa: PLC0415 - torch only for a model
 
-    form, seeing = Vision(model), [number for number in range(len(rows)) if number not in bare]
+    form = Vision(model)
+    seeing = [number for number in range(len(rows)) if number not in bare]
     places = [(seeing[0], 2)] * (len(rows[seeing[0]]) > 1) + [(row, 1) for row in seeing]
     images = form.example(len(places), rng)
     lengths = form.layout.lengths(form.layout.whole(images))

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...http import HTTPError, bad_request, chunks_of
 from ...io import Json
-from .parts import part_sizes
+from .parts import part_size
 from .requests import HubRequest
 from .storage import SPARE
 from .writing import Sha256
@@ -64,15 +64,16 @@ def batch(asked: HubRequest) -> Response:
 
 def _action(asked: HubRequest, wanted: LargeObject, in_parts: bool) -> Json:
     access, sha256, size = asked.hub.access, wanted.oid, wanted.size
-    place, sizes = f"{asked.origin}/lfs/{sha256}", part_sizes(size, asked.hub.part) if in_parts else None
-    if sizes is None:
+    place = f"{asked.origin}/lfs/{sha256}"
+    step = part_size(size, asked.hub.part) if in_parts else None
+    if step is None:
         return {"href": f"{place}?{access.sign(sha256, size)}"}
     addresses = {
-        str(number): f"{place}/{number}?{access.sign(f'{sha256}/{number}', sizes.length(number))}"
-        for number in range(1, sizes.parts + 1)
+        str(number): f"{place}/{number}?{access.sign(f'{sha256}/{number}', min(step, size - start))}"
+        for number, start in enumerate(range(0, size, step), 1)
     }
     received = {str(number): etag for number, etag in asked.hub.parts.list_received(sha256).items()}
-    header = {"chunk_size": str(sizes.part_size), **addresses}
+    header = {"chunk_size": str(step), **addresses}
     return {"href": f"{place}?{access.sign(f'{sha256}/all', size)}", "header": header, "held": received}
 
 

@@ -62,7 +62,8 @@ def info(asked: HubRequest) -> Response:
     list is empty, and clients list the tree in pages instead.
     """
     oid, commit = _commit(asked)
-    settings, blobs = asked.hub.storage.settings(asked.repo), "blobs" in asked.request.query_params
+    settings = asked.hub.storage.settings(asked.repo)
+    blobs = "blobs" in asked.request.query_params
     files = commit.files if len(commit.files) <= MAX_LISTED else {}
     return JSONResponse(
         {
@@ -89,7 +90,8 @@ def info(asked: HubRequest) -> Response:
 def tree(asked: HubRequest) -> Response:
     """Lists files and folders below a path, in pages that the Link header connects."""
     query, folder = asked.request.query_params, asked.path.strip("/")
-    recursive, files = query.get("recursive", "").lower() in {"true", "1"}, _commit(asked)[1].files
+    recursive = query.get("recursive", "").lower() in {"true", "1"}
+    files = _commit(asked)[1].files
     if folder and "cursor" not in query and next(files.below(folder, recursive), None) is None:
         raise HTTPError(404, "EntryNotFound", "Entry not found")
     below = files.below(folder, recursive, query.get("cursor", ""))

@@ -77,7 +77,10 @@ class Tree(Mapping[str, Entry]):
         ``after`` is the last path of the previous page of a listing.
         """
         prefix = f"{folder}/" if folder else ""
-        before, start, stop, more = after, max(prefix, after), prefix[:-1] + _AFTER_SLASH, True
+        before = after
+        start = max(prefix, after)
+        stop = prefix[:-1] + _AFTER_SLASH
+        more = True
         while more:
             more = False
             for path, entry in self.from_(start):

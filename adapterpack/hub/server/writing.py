@@ -175,7 +175,8 @@ def preupload(asked: HubRequest) -> Response:
     present = storage.commit(asked.repo, storage.resolve(asked.repo, asked.revision)).files
     answer = []
     for file in asked.json(Announcement).files:
-        suffix, entry = f".{_safe_path(file.path).rpartition('.')[2].lower()}", present.get(file.path)
+        suffix = f".{_safe_path(file.path).rpartition('.')[2].lower()}"
+        entry = present.get(file.path)
         large = file.size > _MAX_REGULAR or b"\0" in file.sample or suffix in _LARGE
         mode = {"path": file.path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         answer.append(mode if entry is None else {**mode, "oid": entry.sha256 if entry.lfs else entry.git})

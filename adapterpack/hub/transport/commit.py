@@ -125,7 +125,8 @@ def _by_the_official_client(remote: Remote, draft: Draft, progress: Progress) ->
 
 
 def _by_requests(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any, Any]:
-    url, branch = f"{remote.endpoint}/api/models/{remote.repo}", quote(remote.reference.revision, safe="")
+    url = f"{remote.endpoint}/api/models/{remote.repo}"
+    branch = quote(remote.reference.revision, safe="")
     query, files = "?create_pr=1" if draft.pr else "", draft.files
     total, done = sum(file.size for file in files.values()), 0
 

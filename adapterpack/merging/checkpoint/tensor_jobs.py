@@ -183,7 +183,9 @@ class Fold(TensorJob):
 
     def run(self, context: MergeContext, scratch: Scratch) -> LossSums:
         """Folds the change into the weight and returns the sums of its loss."""
-        target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
+        target = self.target
+        storage = self.target.storage
+        place = self.parts[MAIN_PART].item.place
         reader, sums, done = storage.reader, LossSums(), 0
         before = after = written = None
         if self.bias is not None and target.base_bias is not None:

@@ -312,7 +312,8 @@ def _with_accuracy(
     """Makes the graphs exact or fast, as requested or by the measured errors of both; returns their outputs
     then, and both errors.
     """
-    scheme, graphs = GRAPH_SCHEMES[wanted.scheme], [folder / graph_file(part) for part in graphs_of(bundle)]
+    scheme = GRAPH_SCHEMES[wanted.scheme]
+    graphs = [folder / graph_file(part) for part in graphs_of(bundle)]
     exact_graphs = [path.read_bytes() for path in graphs]
     # opens and measures the ordinary graphs alone
     dataclasses.replace(bundle, decoder=False).write(folder, draft=True)

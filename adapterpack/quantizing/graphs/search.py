@@ -121,7 +121,9 @@ def greedy(
         # this product keeps its bits; a product with a smaller error may still fit
         if limit is not None and error - old.error + new.error > limit:
             continue
-        error, size, at[name] = error - old.error + new.error, size - old.nbytes + new.nbytes, at[name] + 1
+        error = error - old.error + new.error
+        size = size - old.nbytes + new.nbytes
+        at[name] += 1
         offer(name)
     if size_budget is not None and size > size_budget:
         raise ConfigError(

@@ -104,7 +104,10 @@ class GrammarMask:
     def __init__(
         self, matcher: Any, parameter: str, speed: _Speed, bits: bytes | None = None, finished: bool = False
     ) -> None:
-        self._matcher, self._parameter, self._speed, self._bits = matcher, parameter, speed, bits
+        self._matcher = matcher
+        self._parameter = parameter
+        self._speed = speed
+        self._bits = bits
         self.finished = finished
         """Whether only an end token may follow."""
         self._next: Future[bytes] | None = None

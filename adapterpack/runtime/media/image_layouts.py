@@ -17,7 +17,10 @@ from ...errors import ConfigError, Unsupported
 from ...io import Config
 from ...tasks import Arrays
 
-PIXELS, GRIDS, SIZES, PLACES = "pixel_values", "image_grid_thw", "image_sizes", "image_position_ids"
+PIXELS = "pixel_values"
+GRIDS = "image_grid_thw"
+SIZES = "image_sizes"
+PLACES = "image_position_ids"
 IMAGES = (PIXELS, GRIDS, SIZES, PLACES)
 """The arrays that processors make of images."""
 OFFSETS = "position_offsets"

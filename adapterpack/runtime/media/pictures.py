@@ -212,7 +212,8 @@ class PictureReader:
         Raises:
             ConfigError, FormatError, StorageError, Unsupported: see :func:`.inputs.image_of`.
         """
-        kind, given = self._kind or _Kind(), None if self._kind is None else find_bytes(picture)
+        kind = self._kind or _Kind()
+        given = None if self._kind is None else find_bytes(picture)
         if given is None:
             found = {PIXELS: image_of(picture, self._shape, lambda: self._plain)[None]}
         else:

@@ -194,7 +194,8 @@ class ChatSession:
                 if engine.busy:
                     engine.cancel(request.number)
                     engine.step()
-            made, reused = Generation.of(request.answer, name, len(ids)), request.sequences[0].reused
+            made = Generation.of(request.answer, name, len(ids))
+            reused = request.sequences[0].reused
         else:
             try:
                 (made,) = generate(session, [ids], name, options, pass_on, images)

@@ -413,7 +413,10 @@ def _in_order(executor: _Executor, rows: Iterator[RowOutcome]) -> Iterator[RowOu
     than it can begin.
     """
     executor.begin()
-    queue, running, held, more = deque[RowOutcome](), dict[int, RowOutcome](), list[RowOutcome](), True
+    queue = deque[RowOutcome]()
+    running = dict[int, RowOutcome]()
+    held = list[RowOutcome]()
+    more = True
     while more or queue:
         while more and len(running) < executor.ahead:
             row = held.pop() if held else next(rows, None)

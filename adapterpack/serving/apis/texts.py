@@ -122,7 +122,8 @@ class Texts:
     def _rows(
         self, body: Sampled, prepared: PreparedRequest, model: ServedModel, key: Key, output: RequestOutput
     ) -> list[ScheduledRow]:
-        count, salt = body.drawn, json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
+        count = body.drawn
+        salt = json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
         row = partial(self._engine.row, cache_salt=salt, prompt_logprobs=body.wanted_scores)
         return [
             ScheduledRow(

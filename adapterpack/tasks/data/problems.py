@@ -226,7 +226,8 @@ def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
 
 def _distance(outputs: Any, targets: np.ndarray) -> dict[str, float]:
     """Returns the mean squared error, and Pearson's correlation if it is defined."""
-    values, wanted = _first(outputs).reshape(-1).astype(np.float64), targets.reshape(-1).astype(np.float64)
+    values = _first(outputs).reshape(-1).astype(np.float64)
+    wanted = targets.reshape(-1).astype(np.float64)
     # Pearson's correlation is undefined for constant values.
     spread = values.std() * wanted.std()
     return {

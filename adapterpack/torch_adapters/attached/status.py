@@ -139,7 +139,8 @@ def status(model: nn.Module) -> AdaptedModelStatus:
         if value is not None
     ]
     everything = list(model.parameters())
-    total, trainable = _count(everything), _count(value for value in everything if value.requires_grad)
+    total = _count(everything)
+    trainable = _count(value for value in everything if value.requires_grad)
     return AdaptedModelStatus(
         model=type(model).__name__,
         adapters=tuple(

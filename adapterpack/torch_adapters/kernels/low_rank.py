@@ -223,9 +223,12 @@ class _Parallel(torch.autograd.Function):
         of_x, _, _, of_bias, _, *of_matrices = ctx.needs_input_grad
         weight, *kept = ctx.saved_tensors
         at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
-        values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
+        values = kept[ctx.count :]
+        added = [None, *inside] if steps and trained[0] else [*inside]
         for_matrices: list[Tensor | None] = []
-        for_x, going, factors = gradient @ weight if of_x and gradient is not None else None, gradient, None
+        for_x = gradient @ weight if of_x and gradient is not None else None
+        going = gradient
+        factors = None
         # ``going`` is the gradient on its way back through the chain. ``extra`` is the gradient that a value
         # inside the chain receives as an output of its own, in second derivatives.
         for position in reversed(range(len(steps))):

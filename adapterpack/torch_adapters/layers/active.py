@@ -50,7 +50,8 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
 
 def _set_active(wrappers: Sequence[Adapted | SavedModule], wanted: Sequence[str], rows: Rows | None) -> None:
     for module in wrappers:
-        module._active, module._rows = tuple(name for name in wanted if name in module._names), rows
+        module._active = tuple(name for name in wanted if name in module._names)
+        module._rows = rows
 
 
 @contextmanager

@@ -109,7 +109,8 @@ class AdaptedConv(AdaptedLayer):
         if not self._held[name].method.traits.reads_weight:
             # The change does not depend on the weight, so merging it into zeros gives exactly the change,
             # without rounding.
-            weight, bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+            weight = torch.zeros_like(weight)
+            bias = None if bias is None else torch.zeros_like(bias)
         folded, moved = self._fold(name, weight, bias, dtype)
         return self._convolve(x, folded - weight, moved if moved is None or bias is None else moved - bias)
 
@@ -140,10 +141,8 @@ class SpanningConv(AdaptedConv):
         form = self._normal_form(name, dtype)
         kernel, blocks, padding = self.weight.shape[2:], form.up.blocks, base.padding
         if base.padding_mode != "zeros":
-            x, padding = (
-                nn.functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode),
-                0,
-            )
+            x = nn.functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode)
+            padding = 0
         convolve = _CONVOLVE[len(kernel) - 1]
         inner = convolve(
             x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation

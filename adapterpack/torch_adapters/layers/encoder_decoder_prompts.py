@@ -84,7 +84,8 @@ class EncoderDecoderPrompts(Prompts):
         form, inputs = self._form(name), named_arguments(self._decoder.module, args, kwargs)
         if form.embeds is None:
             return self._with_prefix(inputs, form, name)
-        states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
+        states = inputs.get("encoder_hidden_states")
+        mask = inputs.get("encoder_attention_mask")
         if mask is not None and states is not None:
             if mask.ndim != 2 or mask.shape[1] + form.length != states.shape[1]:
                 raise Unsupported(

@@ -128,7 +128,8 @@ class Adapted(Wrapper):
         """Makes the adapter's parameters require gradients, or stop requiring them; those that its method
         freezes never do.
         """
-        parts, held = (self._adapters[key_of(name)], self._common[key_of(name)]), self._held[name]
+        parts = (self._adapters[key_of(name)], self._common[key_of(name)])
+        held = self._held[name]
         kept = frozen(held.method, held.config, [key for part in parts for key in part])
         for part in parts:
             for key, value in part.items():

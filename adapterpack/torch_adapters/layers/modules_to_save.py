@@ -190,10 +190,8 @@ def name_outputs(model: Any) -> None:
     own = own_outputs(model)
     if active:
         model.__dict__[_KEPT] = own
-        names, problem = (
-            dict(enumerate(active[0].names)),
-            active[0].problem if active[0].problem in MARKED else None,
-        )
+        names = dict(enumerate(active[0].names))
+        problem = active[0].problem if active[0].problem in MARKED else None
     else:
         names, problem = own
         del model.__dict__[_KEPT]

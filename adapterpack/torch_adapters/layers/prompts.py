@@ -183,11 +183,9 @@ class Prompts(Adapted):
         ``shown`` means that the virtual tokens are among this pass's inputs; otherwise they are in the cache.
         """
         batch, length = tokens_of(inputs).shape[:2]
-        mask, places, kinds = (
-            inputs.get("attention_mask"),
-            inputs.get("position_ids"),
-            inputs.get("token_type_ids"),
-        )
+        mask = inputs.get("attention_mask")
+        places = inputs.get("position_ids")
+        kinds = inputs.get("token_type_ids")
         covered = (past or extra) + length - extra
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.shape != (batch, covered):

@@ -83,7 +83,8 @@ def _source(name: str, info: Settings, folder: Path) -> Settings:
         )
     place = f"{folder / INFO}, {name}"
     named, tags = entry.get("columns") or {}, entry.get("tags") or {}
-    chats, openai = entry.get("formatting", "alpaca") != "alpaca", _TAGS["openai"].items() <= tags.items()
+    chats = entry.get("formatting", "alpaca") != "alpaca"
+    openai = _TAGS["openai"].items() <= tags.items()
     judged, ranked = "kto_tag" in named, bool(entry.get("ranking"))
     if judged:
         ours = _COLUMNS["labelled_chats" if chats else "labelled"]

@@ -200,7 +200,8 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
             )
         self.losses.append(loss)
         self._divergence.see(self.losses, state.global_step, state.global_step >= state.max_steps)
-        seconds, done = max(time.monotonic() - self._started, 1e-9), state.global_step - self._first
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        done = state.global_step - self._first
         step = Step(
             state.global_step,
             state.max_steps,

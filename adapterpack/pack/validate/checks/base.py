@@ -23,10 +23,8 @@ DIFFERS = check_rule("AP705")
 QUANTIZED = check_rule("AP706")
 
 _TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_tokens.json"}
-_HEADS, _EMBEDDINGS = (
-    ("lm_head", "embed_out", "decoder"),
-    ("embed_tokens", "wte", "word_embeddings", "shared"),
-)
+_HEADS = ("lm_head", "embed_out", "decoder")
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared")
 SAME = "same-as-base"
 _DIFF_LINES = 40
 _COMPARED = 200
@@ -158,10 +156,8 @@ def tied(s: Subject) -> Iterator[Finding]:
         group.path.rpartition(".")[2]: (number, group.path)
         for number, group in enumerate(s.pack.manifest.groups)
     }
-    heads, embeddings = (
-        [name for name in _HEADS if name in changed],
-        [name for name in _EMBEDDINGS if name in changed],
-    )
+    heads = [name for name in _HEADS if name in changed]
+    embeddings = [name for name in _EMBEDDINGS if name in changed]
     if bool(heads) != bool(embeddings):
         number, path = changed[(heads or embeddings)[0]]
         yield TIED.at(
@@ -189,7 +185,8 @@ def quantization_trained_on(s: Subject) -> Iterator[Finding]:
     trained = s.pack.manifest.base_quantization
     if s.base is None or trained is None:
         return
-    library, stored = trained.params.get("library", trained.scheme), quantization.scheme(s.base)
+    library = trained.params.get("library", trained.scheme)
+    stored = quantization.scheme(s.base)
     if stored != library:
         yield QUANTIZED.at(
             "base_quantization",
