@@ -14,7 +14,7 @@ from ..adapter_methods.nodes.base import Leaf, Node
 from ..adapter_methods.nodes.composed import NAME, compose_method, is_random, make_own
 from ..adapter_methods.nodes.registry import NODES
 from ..adapter_methods.nodes.tree import MEMBER
-from ..errors import ConfigError, FormatError, Unsupported, nearest
+from ..errors import ConfigError, FormatError, Unsupported, require_among
 from ..manifest import manifest as m
 from ..manifest.structs import Composition, CompositionMember
 from ..pack import Adapter, Pack, descend
@@ -154,14 +154,8 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
             )
     named = list(dict.fromkeys(leaves(tree)))
     for name in named:
-        if name not in by_name:
-            raise ConfigError(
-                "the tree names a pack that is not given",
-                where="tree",
-                found=name,
-                expected=", ".join(by_name),
-                remedy=nearest(name, by_name),
-            )
+        what, given = "the tree names a pack that is not given", ", ".join(by_name)
+        require_among(what, name, by_name, ConfigError, "tree", found=name, expected=given)
     if unused := [name for name in by_name if name not in named]:
         raise ConfigError(
             "the tree does not name every pack",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .. import resources
-from ..errors import ConfigError, UnknownName, Unsupported, excerpt, nearest
+from ..errors import ConfigError, Unsupported, excerpt, require_among
 from ..manifest.manifest import FILE_NAME
 from ..pack import Pack
 from ..peft import layout
@@ -324,8 +324,7 @@ def read(path: Path) -> MergekitFile:
         raise Unsupported(
             "no rule does what this method does", where=path, found=f"{name}: {known.refused[name]}"
         )
-    if name not in known.methods:
-        raise UnknownName("unknown merge_method", where=path, found=name, remedy=nearest(name, known.methods))
+    require_among("unknown merge_method", name, known.methods, where=path, found=name)
     method = known.methods[name]
     entries, local, layers = _entries(file, path)
     settings = (*local, _mapping(file.get("parameters"), path))

@@ -480,7 +480,7 @@ def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, An
     loss.
     """
     request = work.request
-    details: dict[str, Any] = {**work.arguments, **request.cut.settings}
+    details = {**work.arguments, **request.cut.settings}
     if request.budget is not None:
         details["budget"] = request.budget
     if any(parent.manifest.full_groups for parent in work.parents):

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -173,7 +173,7 @@ def parse(data: bytes, where: object) -> FleetManifest:
     Raises:
         FormatError: the manifest is malformed, altered, not in its canonical form, or of another version.
     """
-    value: Any = strict_json.loads(data, where, MAX_BYTES)
+    value = strict_json.loads(data, where, MAX_BYTES)
     if not isinstance(value, dict) or value.get("format") != "adapterfleet":
         raise FormatError("this is not the manifest of a fleet", where=where, expected="format: adapterfleet")
     version = value.get("format_version")

@@ -140,7 +140,9 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
         guess = _drawn_from(None if V.shape[1] else D.guess, n, 2 * step, rng)
         start, steps = guess, _STEPS_FROM_GUESS
         if guess.shape[1] < step:
-            start = np.concatenate([guess, rng.standard_normal((n, step - guess.shape[1]), np.float32)], axis=1)
+            start = np.concatenate(
+                [guess, rng.standard_normal((n, step - guess.shape[1]), np.float32)], axis=1
+            )
             steps = _STEPS
         # With so many directions a full decomposition costs less.
         if 2 * (V.shape[1] + steps * start.shape[1]) > side:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -93,6 +93,6 @@ def require_unrevoked_signer(folder: Path) -> None:
     if not revocations() or not file.is_file():
         return
     with suppress(LookupError, TypeError):
-        said: Any = strict_json.loads(read_file(file, _MAX_SIGNATURE + 1), file, _MAX_SIGNATURE)
+        said = strict_json.loads(read_file(file, _MAX_SIGNATURE + 1), file, _MAX_SIGNATURE)
         key = said["verificationMaterial"]["publicKey"]["hint"]
         require_unrevoked({f"sha256:{key}": "the key of the signature"}, file)

@@ -204,7 +204,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
     """Returns the leaf tensors in the autograd graph of these outputs."""
-    nodes: list[Any] = [value.grad_fn for value in outputs]
+    nodes = [value.grad_fn for value in outputs]
     seen: set[Any] = {None}
     while nodes:
         if (node := nodes.pop()) not in seen:

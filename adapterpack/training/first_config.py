@@ -97,7 +97,7 @@ def init(
     found = _read(folder, config, source)
     text = config.get_text_config().to_dict()
     name = Path(source.path).name.partition(".")[0]
-    settings: dict[str, Any] = {
+    settings = {
         "model_name_or_path": os.fspath(base),
         "task": found.task.name,
         "trainer": found.kind.name,

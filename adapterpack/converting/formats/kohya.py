@@ -15,7 +15,7 @@ from typing import Any
 
 from ...adapter_methods import Arrays, Site, Tensors, get
 from ...base.renamings import in_memory, publish_path
-from ...errors import SiteNotFound, Unsupported, nearest
+from ...errors import SiteNotFound, Unsupported, require_among
 from ...io import SafetensorsFile, safetensors
 from ...manifest import MethodSites
 from ...pack import Pack
@@ -188,13 +188,8 @@ def _paths(base: BaseModel, wanted: set[str], source: ConversionSource) -> dict[
         for name in {flat(path), flat(here), flat(publish_path(here, steps))}:
             by_name.setdefault(name, []).append(path)
     for name in sorted(wanted):
-        if name not in by_name:
-            raise SiteNotFound(
-                "the base has no module of this name",
-                where=source.path,
-                found=name,
-                remedy=nearest(name, by_name),
-            )
+        missing = "the base has no module of this name"
+        require_among(missing, name, by_name, SiteNotFound, source.path, found=name)
         if len(by_name[name]) > 1:
             raise Unsupported(
                 "the name fits several modules of the base",

@@ -200,7 +200,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
             where=pack.where,
             remedy="keep the pack as it is",
         )
-    notes: list[str] = [WHERE]
+    notes = [WHERE]
     for number, member in enumerate(members):
         (folder / FOLDER / str(number)).mkdir(parents=True)
         notes += write(_member(pack, member), folder / FOLDER / str(number), base)

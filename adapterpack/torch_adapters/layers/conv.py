@@ -137,7 +137,7 @@ class SpanningConv(AdaptedConv):
         """Computes a change: from all inputs to the rank with the layer's own kernel, stride and padding,
         then from each group's share of the rank to its outputs.
         """
-        base: Any = self._base
+        base = self._base
         form = self._normal_form(name, dtype)
         kernel, blocks, padding = self.weight.shape[2:], form.up.blocks, base.padding
         if base.padding_mode != "zeros":

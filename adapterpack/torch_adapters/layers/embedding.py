@@ -84,7 +84,7 @@ class AdaptedTable(AdaptedLayer):
     def _replace(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
         held, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
-        ids: Any = x.reshape(-1)
+        ids = x.reshape(-1)
         tensors = self._tensors(name, rows.dtype)
         folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)
         return self._weigh(name, flat, folded).reshape(rows.shape)

@@ -497,7 +497,7 @@ class AdaptedLayer(Adapted):
         They must be frozen plain tensors of ``dtype``, and the call must do nothing else: no hooks, no
         replaced ``forward`` (as offloading and sharding install), no tensor subclass.
         """
-        base: Any = self._base
+        base = self._base
         if f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS or is_hooked(base):
             return None
         tensors = [value for value in (base.weight, base.bias) if value is not None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adapter_methods import Site, Tensors
-from ...errors import SiteNotFound, Unsupported, nearest
+from ...errors import SiteNotFound, Unsupported, require_among
 from ...pack import Pack
 from ...tasks.data import MARKED, number_labels
 from .calls import Args, Kwargs
@@ -62,13 +62,8 @@ class SavedModule(Wrapper):
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
         tensors = twin.state_dict()
         for key, value in (params or {}).items():
-            if key not in tensors:
-                raise SiteNotFound(
-                    "the module has no such parameter",
-                    where=self._site.path,
-                    found=key,
-                    remedy=nearest(key, tensors),
-                )
+            what = "the module has no such parameter"
+            require_among(what, key, tensors, SiteNotFound, self._site.path, found=key)
             owner, _, leaf = key.rpartition(".")
             holder, tensor = twin.get_submodule(owner), as_tensor(value, tensors[key].device)
             setattr(holder, leaf, nn.Parameter(tensor) if leaf in holder._parameters else tensor)

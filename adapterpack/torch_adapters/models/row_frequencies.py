@@ -46,7 +46,7 @@ class RowFrequencies(nn.Module):
         have alone.
         """
         # The forward without its decorator, which chooses one set for all rows.
-        plain: Any = type(self.short).forward.__wrapped__
+        plain = type(self.short).forward.__wrapped__
         kind = {} if layer_type is None else {"layer_type": layer_type}
         near: tuple[Tensor, Tensor] = plain(self.short, x, position_ids, **kind)
         limit = self._limits.get(layer_type)

@@ -361,7 +361,7 @@ class Collator:
         """Returns ``input_ids`` and ``attention_mask`` ``[batch, longest]`` and the other columns: lists as
         ``[batch, longest]``, numbers as ``[batch]``, tuples as ``[batch, n]``, arrays as ``[batch, ...]``.
         """
-        batch: dict[str, Any] = dict(self.constants)
+        batch = dict(self.constants)
         rows = [_call_values(row) for row in rows]
         for key in rows[0]:
             values = [row[key] for row in rows]
