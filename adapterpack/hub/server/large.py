@@ -55,7 +55,7 @@ def batch(asked: HubRequest) -> Response:
     """
     wanted, answer = asked.json(Batch), []
     for one in wanted.objects:
-        stored = asked.hub.storage.renew(one.oid)
+        stored = asked.storage.renew(one.oid)
         upload = None if stored else _action(asked, one, "multipart" in wanted.transfers)
         actions = {} if upload is None else {"actions": {"upload": upload}}
         answer.append({"oid": one.oid, "size": one.size, **actions})
@@ -80,17 +80,17 @@ def _action(asked: HubRequest, wanted: LargeObject, in_parts: bool) -> Json:
 async def upload(asked: HubRequest) -> Response:
     """Receives a large file at a URL that was signed for exactly these bytes."""
     sha256 = asked.request.path_params["sha256"]
-    with asked.hub.storage.incoming() as path:
+    with asked.storage.incoming() as path:
         if await _receive(asked, sha256, path) != sha256:
             raise bad_request(_OTHER_BYTES)
-        await run_in_threadpool(asked.hub.storage.adopt, path, sha256)
+        await run_in_threadpool(asked.storage.adopt, path, sha256)
     return Response()
 
 
 async def upload_part(asked: HubRequest) -> Response:
     """Receives one part of a large file and returns its SHA-256 as ETag."""
     sha256, number = asked.request.path_params["sha256"], asked.request.path_params["number"]
-    with asked.hub.storage.incoming() as path:
+    with asked.storage.incoming() as path:
         etag = await _receive(asked, f"{sha256}/{number}", path)
         # the signature has proved that it is a number
         await run_in_threadpool(asked.hub.parts.keep, sha256, int(number), path, etag)
@@ -104,7 +104,7 @@ def complete(asked: HubRequest) -> Response:
     parts = asked.json(SentParts).parts
     if [part.number for part in parts] != list(range(1, len(parts) + 1)):
         raise bad_request("parts are numbered from 1")
-    if not asked.hub.storage.renew(sha256):
+    if not asked.storage.renew(sha256):
         asked.hub.parts.join(sha256, size, [part.etag.strip('"') for part in parts])
     return JSONResponse({"success": True})
 
@@ -114,7 +114,7 @@ async def _receive(asked: HubRequest, signed: str, path: Path) -> str:
     for.
     """
     size = asked.hub.access.require_signed(signed, asked.request.query_params)
-    if size + SPARE > asked.hub.storage.free():
+    if size + SPARE > asked.storage.free():
         raise HTTPError(507, "NoSpace", "The hub's disk is full")
     count, hasher = 0, hashlib.sha256()
     with path.open("wb") as file:

@@ -44,7 +44,7 @@ def models(asked: HubRequest) -> Response:
     """Lists the repositories that the client may see, in pages that the Link header connects; ``author``
     selects an owner.
     """
-    storage, query = asked.hub.storage, asked.request.query_params
+    storage, query = asked.storage, asked.request.query_params
 
     def list_repos() -> Iterator[tuple[str, Any]]:
         for repo in storage.repos():
@@ -62,7 +62,7 @@ def info(asked: HubRequest) -> Response:
     list is empty, and clients list the tree in pages instead.
     """
     oid, commit = _commit(asked)
-    settings = asked.hub.storage.settings(asked.repo)
+    settings = asked.storage.settings(asked.repo)
     blobs = "blobs" in asked.request.query_params
     files = commit.files if len(commit.files) <= MAX_LISTED else {}
     return JSONResponse(
@@ -126,7 +126,7 @@ def refs(asked: HubRequest) -> Response:
     listed = {
         key: [
             {"name": name, "ref": f"{prefix}{name}", "targetCommit": oid}
-            for name, oid in asked.hub.storage.refs(asked.repo, kind).items()
+            for name, oid in asked.storage.refs(asked.repo, kind).items()
         ]
         for key, (kind, prefix) in _REFS.items()
     }
@@ -136,7 +136,7 @@ def refs(asked: HubRequest) -> Response:
 def resolve(asked: HubRequest) -> Response:
     """Returns the bytes of a file, or a range of them; for HEAD only the metadata."""
     oid, commit = _commit(asked)
-    asked.hub.access.require_granted(asked.account, asked.hub.storage.settings(asked.repo))
+    asked.hub.access.require_granted(asked.account, asked.storage.settings(asked.repo))
     entry, of_commit = commit.files.get(asked.path), {"X-Repo-Commit": oid}
     if entry is None:
         missing = {**of_commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
@@ -153,13 +153,13 @@ def resolve(asked: HubRequest) -> Response:
     scope = asked.request.scope
     if "," in asked.request.headers.get("range", ""):  # a request for several ranges gets the complete file
         scope["headers"] = [(key, value) for key, value in scope["headers"] if key != b"range"]
-    blob = asked.hub.storage.blob(entry.sha256)
+    blob = asked.storage.blob(entry.sha256)
     return FileResponse(blob, headers=headers, media_type="application/octet-stream")
 
 
 def _commit(asked: HubRequest) -> tuple[str, Commit]:
-    oid = asked.hub.storage.resolve(asked.repo, asked.revision)
-    return oid, asked.hub.storage.commit(asked.repo, oid)
+    oid = asked.storage.resolve(asked.repo, asked.revision)
+    return oid, asked.storage.commit(asked.repo, oid)
 
 
 def _list_entry(path: str, entry: Entry | None) -> Json:

@@ -119,7 +119,7 @@ def create(asked: HubRequest) -> Response:
         raise bad_request("This hub keeps models only")
     private = new.visibility == "private" or new.private is True
     try:
-        asked.hub.storage.create(repo, private=private, author=asked.author)
+        asked.storage.create(repo, private=private, author=asked.author)
     except HTTPError as refused:
         if refused.status == 409:
             refused.more = address
@@ -138,7 +138,7 @@ def settings(asked: HubRequest) -> Response:
         changes["private"] = value.get("visibility") == "private" or value.get("private") is True
     if changes.get("gated", False) not in ("auto", "manual", False) or not changes:
         raise bad_request("gated is auto, manual or false; visibility is public or private")
-    asked.hub.storage.set(asked.repo, lambda before: replace(before, **changes))
+    asked.storage.set(asked.repo, lambda before: replace(before, **changes))
     return JSONResponse(changes)
 
 
@@ -154,7 +154,7 @@ def grant(asked: HubRequest) -> Response:
             raise HTTPError(413, "TooLarge", f"A repository is granted to {_MAX_GRANTED} users at most")
         return replace(before, granted=tuple(sorted(granted)))
 
-    asked.hub.storage.set(asked.repo, change)
+    asked.storage.set(asked.repo, change)
     return JSONResponse({})
 
 
@@ -171,7 +171,7 @@ def preupload(asked: HubRequest) -> Response:
     """Tells how to send each file: in the commit, or separately as a large file. Files that exist come with
     their id.
     """
-    storage = asked.hub.storage
+    storage = asked.storage
     present = storage.commit(asked.repo, storage.resolve(asked.repo, asked.revision)).files
     answer = []
     for file in asked.json(Announcement).files:
@@ -192,13 +192,13 @@ def commit(asked: HubRequest) -> Response:
     operations = [parse_json(line, Operation) for line in lines]
 
     def change(files: dict[str, Entry]) -> None:
-        trees.change(files, [operation.step(asked.hub.storage) for operation in operations])
+        trees.change(files, [operation.step(asked.storage) for operation in operations])
         if clash := names.clash(files):
             raise bad_request(
                 f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}"
             )
 
-    oid, number = asked.hub.storage.change(
+    oid, number = asked.storage.change(
         asked.repo,
         asked.revision,
         asked.author,
@@ -222,20 +222,20 @@ def commit(asked: HubRequest) -> Response:
 
 def tag(asked: HubRequest) -> Response:
     """Creates a tag on a revision."""
-    asked.hub.storage.add_ref(asked.repo, "tags", asked.json(NewTag).tag, asked.revision)
+    asked.storage.add_ref(asked.repo, "tags", asked.json(NewTag).tag, asked.revision)
     return Response()
 
 
 def branch(asked: HubRequest) -> Response:
     """Creates a branch, by default from the main branch."""
     start = asked.json(NewBranch).starting_point or names.MAIN
-    asked.hub.storage.add_ref(asked.repo, "heads", asked.revision, start)
+    asked.storage.add_ref(asked.repo, "heads", asked.revision, start)
     return Response()
 
 
 def drop_tag(asked: HubRequest) -> Response:
     """Removes a tag."""
-    asked.hub.storage.drop_ref(asked.repo, "tags", asked.revision)
+    asked.storage.drop_ref(asked.repo, "tags", asked.revision)
     return Response()
 
 

@@ -384,7 +384,7 @@ _CLAIMS = ("training", "metrics", "license", "base_license")
 
 def questions_about(s: Subject) -> Iterator[str]:
     """Yields one text per open question, each ``what: why, or how to check it``."""
-    manifest = s.pack.manifest
+    manifest = s.manifest
     if s.base is None:
         yield NO_BASE
     elif manifest.base.content is None and manifest.base.files is None:

@@ -92,7 +92,7 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
     carried = s.file_bytes.get(TEMPLATE)
     if s.base is None:
         return
-    said, theirs = s.pack.manifest.tokenizer, chat_template_of(s.base)
+    said, theirs = s.manifest.tokenizer, chat_template_of(s.base)
     if said is not None:
         for field, name in _TOKENIZER_FILES.items():
             wanted = getattr(said, field)
@@ -153,8 +153,7 @@ def tied(s: Subject) -> Iterator[Finding]:
     if s.base is None or not s.base.config.get("tie_word_embeddings", False):
         return
     changed = {
-        group.path.rpartition(".")[2]: (number, group.path)
-        for number, group in enumerate(s.pack.manifest.groups)
+        group.path.rpartition(".")[2]: (number, group.path) for number, group in enumerate(s.manifest.groups)
     }
     heads = [name for name in _HEADS if name in changed]
     embeddings = [name for name in _EMBEDDINGS if name in changed]
@@ -182,7 +181,7 @@ def quantization_trained_on(s: Subject) -> Iterator[Finding]:
     """AP706: the base is quantized as in training. It compares the quantization library, because that is what
     a checkpoint records.
     """
-    trained = s.pack.manifest.base_quantization
+    trained = s.manifest.base_quantization
     if s.base is None or trained is None:
         return
     library = trained.params.get("library", trained.scheme)

@@ -85,7 +85,7 @@ def follows(s: Subject) -> Iterator[Finding]:
         return
     if not (prefixes := derived_prefixes(method)):
         return
-    numbers = {group.path: number for number, group in enumerate(s.pack.manifest.groups)}
+    numbers = {group.path: number for number, group in enumerate(s.manifest.groups)}
     for adapter in s.pack.adapters():
         what = "what follows from the members"
         s.budget.require_time(what)
