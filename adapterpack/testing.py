@@ -496,7 +496,8 @@ def torch_equals_numpy(case: Case) -> None:
     """
     params = {name: to_tensor(value) for name, value in case.trained().items()}
     there = AdaptedCase(case, params, to_tensor(case.weight), to_tensor(case.bias))
-    expected, found = case.adapted().results(case.x), there.results(to_tensor(case.x))
+    expected = case.adapted().results(case.x)
+    found = there.results(to_tensor(case.x))
     for what, value in expected.items():
         require((value is None) == (found[what] is None), f"{what} is given under one library only")
         if value is not None:
@@ -509,7 +510,9 @@ def gradients_reach_every_parameter(case: Case) -> None:
 
     Two, because a factor whose partner starts at zero (LoRA's A) can have none at the first.
     """
-    params, weight, bias = case.fresh(), to_tensor(case.weight), to_tensor(case.bias)
+    params = case.fresh()
+    weight = to_tensor(case.weight)
+    bias = to_tensor(case.bias)
     kept = {"weight": weight.numpy(), "bias": None if bias is None else bias.numpy()}
     before, reached = digests(kept), set()
     for _ in range(2):

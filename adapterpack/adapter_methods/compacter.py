@@ -74,7 +74,9 @@ def _rules(cfg: Compacter, rng: Random) -> Arrays:
 
 
 def _shapes(cfg: Compacter, site: Site) -> Shapes:
-    n, k, r = cfg.phm_dim, cfg.phm_rank, cfg.width(site)
+    n = cfg.phm_dim
+    k = cfg.phm_rank
+    r = cfg.width(site)
     wide, narrow = math.ceil(site.out_features / n), r // n
     factors = {
         "down_left": (n, narrow, k),

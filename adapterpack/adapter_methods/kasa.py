@@ -71,7 +71,9 @@ def _normal_form(cfg: KaSA, params: Params, site: Site) -> NormalForm:
 
 
 def _penalty(cfg: KaSA, params: Params, sites: int) -> Array:
-    A, B, d = params["lora_A"], params["lora_B"], params["lora_diag"]
+    A = params["lora_A"]
+    B = params["lora_B"]
+    d = params["lora_diag"]
     xp = array_namespace(A, B, d)
     return cfg.beta * xp.sum(d * d) + cfg.gamma * (
         departure(xp.matmul(B.T, B)) + departure(xp.matmul(A, A.T))

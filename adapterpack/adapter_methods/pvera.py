@@ -86,7 +86,8 @@ def _sample(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
     """Returns the normal form for training, in which z is drawn."""
     if not cfg.sample:
         return _normal_form(cfg, params, site)
-    A, d = params["pvera_A"][:, : site.in_features], params["pvera_lambda_d"][:, None]
+    A = params["pvera_A"][:, : site.in_features]
+    d = params["pvera_lambda_d"][:, None]
     xp = array_namespace(d)
     ones = xp.ones_like(params["pvera_lambda_d"][: cfg.r])
     drawn: Any = _Drawn(d[: cfg.r] * A[: cfg.r], d[cfg.r :] * A[cfg.r :])

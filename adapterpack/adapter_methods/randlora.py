@@ -88,7 +88,8 @@ def _pair(
     """Draws both matrices and divides each by its standard deviation: from -1, 0 and 1 with a share ``1 - 1 /
     sparsity`` of zeros, or for a sparsity of 0 Kaiming uniform in bfloat16.
     """
-    numbers, gain = TorchGenerator(seed), math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
+    numbers = TorchGenerator(seed)
+    gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
 
     def draw(*shape: int) -> np.ndarray:
         if not sparsity:
@@ -134,7 +135,8 @@ def _init(cfg: RandLoRA, site: Site, rng: Random) -> Arrays:
 
 
 def _normal_form(cfg: RandLoRA, params: Params, site: Site) -> NormalForm:
-    weights, gamma = cfg.scale * params["randlora_lambda"], params["randlora_gamma"]
+    weights = cfg.scale * params["randlora_lambda"]
+    gamma = params["randlora_gamma"]
     xp = array_namespace(weights)
     narrow, wide, bases = _sizes(cfg, site.in_features, site.out_features)
     A = xp.reshape(weights[:, :, None] * params["randlora_A"][:, :, :narrow] * gamma, (cfg.r * bases, narrow))

@@ -88,7 +88,8 @@ def _require_rows(cfg: TrainableTokens, site: Site) -> None:
 def _constants(cfg: TrainableTokens, site: Site) -> Arrays:
     """Returns the chosen ids, and for every token its position among them counted from 1, or 0."""
     _require_rows(cfg, site)
-    ids, place = np.array(cfg.token_indices, np.int64), np.zeros(site.out_features, np.int64)
+    ids = np.array(cfg.token_indices, np.int64)
+    place = np.zeros(site.out_features, np.int64)
     place[ids] = 1 + np.arange(len(ids))
     return {"ids": ids, "place": place}
 
@@ -126,7 +127,9 @@ def _fold(
     """Replaces the chosen rows. ``rows`` may also be an array of token ids, whose rows ``weight`` then
     holds.
     """
-    xp, count, place = array_namespace(weight), weight.shape[0], params["place"][rows]
+    xp = array_namespace(weight)
+    count = weight.shape[0]
+    place = params["place"][rows]
     # Gathers from [weight; delta]: unchanged rows come from the first part, chosen ones from the second.
     source = xp.where(place == 0, xp.arange(count, device=weight.device), place + (count - 1))
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias

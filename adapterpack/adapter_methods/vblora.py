@@ -131,7 +131,8 @@ def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
 
 def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
     require_widths(site)
-    bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
+    bank = params["vblora_vector_bank"]
+    wide = -(-site.in_features // cfg.vector_length)
     xp = array_namespace(bank)
     if cfg.save_only_topk_weights:
         best = xp.astype(_rows(xp, params, "_topk_indices"), xp.int64)

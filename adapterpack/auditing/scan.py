@@ -150,7 +150,8 @@ def fold_losses(
         for dtype in dtypes:
             with np.errstate(over="ignore"):
                 stored = (W + change).astype(DTYPES[dtype]).astype(kind)
-            error, moved = stored.astype(np.float64) - W - change, bool((stored != W).any())
+            error = stored.astype(np.float64) - W - change
+            moved = bool((stored != W).any())
             losses[dtype] += sums_of(change, error.astype(kind), moved)
     factor = weight.shape[0] / max(1, len(rows))
     return {

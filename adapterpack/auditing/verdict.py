@@ -17,7 +17,9 @@ from ..composing.rules.rule import RULES
 from .audit_report import Audit, AuditVerdict
 from .measures import Measures
 
-OPPOSITE, ALIGNED, APART = -0.25, 0.5, 0.1
+OPPOSITE = -0.25
+ALIGNED = 0.5
+APART = 0.1
 """Thresholds of cosines: packs at or below the first undo each other, at or above the second are redundant,
 and within the third (either sign) hardly interact.
 """

@@ -110,7 +110,8 @@ def log_to_stderr(flags: Mapping[str, Any]) -> Iterator[None]:
     handler.setFormatter(_Json() if programs else _Text())
     for name in _CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
-    log, before = logging.getLogger(None if programs else "adapterpack"), _LOG.level
+    log = logging.getLogger(None if programs else "adapterpack")
+    before = _LOG.level
     log.addHandler(handler)
     _LOG.setLevel(logging.DEBUG)  # "tell" has asked for the level
     logging.captureWarnings(programs)

@@ -154,7 +154,8 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
             )
     named = list(dict.fromkeys(leaves(tree)))
     for name in named:
-        what, given = "the tree names a pack that is not given", ", ".join(by_name)
+        what = "the tree names a pack that is not given"
+        given = ", ".join(by_name)
         require_among(what, name, by_name, ConfigError, "tree", found=name, expected=given)
     if unused := [name for name in by_name if name not in named]:
         raise ConfigError(

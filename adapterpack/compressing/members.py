@@ -118,5 +118,6 @@ def _draft(fleet: Fleet, member: Member) -> MemberDraft:
         path: Factors(adapter.params["lora_A"], adapter.params["lora_B"]) for path, adapter in factors.items()
     }
     cores = {path: StoredCore(one.codes, one.scales) for path, one in shared.items()}
-    candidate, alone = Candidate(pack, sites, changes, {}), member.cluster is None
+    candidate = Candidate(pack, sites, changes, {})
+    alone = member.cluster is None
     return MemberDraft(member.cluster or 0, cores, member.error, member.worst, candidate, alone)

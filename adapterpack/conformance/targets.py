@@ -67,7 +67,8 @@ class Connection:
             Unsupported: the server answers with an error.
             FormatError: its answer is too long, or not of that kind.
         """
-        url, data = self.url + path, None if body is None else json.dumps(body).encode()
+        url = self.url + path
+        data = None if body is None else json.dumps(body).encode()
         try:
             with self._open(Request(url, data, self._headers), timeout=_SECONDS) as response:
                 answer = response.read(_LARGEST_ANSWER)

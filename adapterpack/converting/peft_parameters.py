@@ -29,7 +29,9 @@ TWICE = (
     "PEFT up to 0.21.2 adds the change of an attention's out_proj twice, and this folder is written for it: "
     "a version that adds it once takes it for half of what it is"
 )
-_IN, _OUT, _APART = ".in_proj_weight", ".out_proj.weight", ".q_proj_weight"
+_IN = ".in_proj_weight"
+_OUT = ".out_proj.weight"
+_APART = ".q_proj_weight"
 
 
 def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], tuple[str, ...]] | None:

@@ -150,7 +150,8 @@ def check_disk() -> CheckResult:
     ):
         # the folder is created when it is needed: check its nearest existing parent
         there = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
-        free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK | os.X_OK)
+        free = shutil.disk_usage(there).free
+        writable = os.access(there, os.W_OK | os.X_OK)
         rows.append(
             {"for": use, "folder": str(wanted), "free": size(free), "bytes": free, "writable": writable}
         )

@@ -59,7 +59,8 @@ def with_decoder(bundle: Bundle, folder: Path, say: Say, adapters: Sequence[Pack
     """
     made = dataclasses.replace(bundle, decoder=True)
     made.write(folder, draft=True)
-    ordinary, fast = folder / graph_file(MAIN), is_fast(folder / graph_file(MAIN))
+    ordinary = folder / graph_file(MAIN)
+    fast = is_fast(folder / graph_file(MAIN))
     if fast:
         make_fast(ordinary, fast=False)
     write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
@@ -285,7 +286,8 @@ def _by_engine(
     tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Returns the same logits from the engine's graph, which reads ``piece`` tokens of a prompt at a time."""
-    given, first = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True), []
+    given = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)
+    first = []
     rows = [
         SequenceState(prompt=ids, adapter=adapter, features=source)
         if {OFFSETS, FEATURES} & source.keys()

@@ -178,7 +178,9 @@ def _models(
         ConfigError: no model has a trained head.
     """
     folded = session.bundle.mode == "folded"
-    models, missing, task = {}, {}, session.task
+    models = {}
+    missing = {}
+    task = session.task
     for adapter in [*([] if folded and session.adapters else [None]), *adapters]:
         head = session.head(None if adapter is None else session.pack(adapter))
         name = adapter or BASE
@@ -240,7 +242,9 @@ def _loss(
     model: EvaluatedModel, encoded: Mapping[str, Sequence[int]], tick: Callable[[], None]
 ) -> tuple[float, int]:
     """Returns the negative log-likelihood of the learned tokens of an encoded text, and their number."""
-    session, ids, labels = model.session, encoded["input_ids"], encoded["labels"]
+    session = model.session
+    ids = encoded["input_ids"]
+    labels = encoded["labels"]
     if session.task.has_encoder:
         inputs = {"input_ids": ids, "decoder_input_ids": [*start_ids(session)[:1], *labels[:-1]]}
     else:

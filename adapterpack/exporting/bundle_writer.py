@@ -290,7 +290,9 @@ def _manifest(
     """Returns the manifest without the fields that are known later: the padding side, the proof, and the
     digests of the files.
     """
-    base, task, is_bank = job.base, job.task, job.request.mode == "bank"
+    base = job.base
+    task = job.task
+    is_bank = job.request.mode == "bank"
     return Bundle(
         mode=job.request.mode,
         task=task.name,

@@ -87,7 +87,9 @@ class WeightDifference:
         self.dtype = np.dtype(np.float64 if wide else np.float32)
         self.bits = _BITS[stored.dtype]
         self._cached: np.ndarray | None = None
-        self.noise, self.total, self.finite = 0.0, 0.0, True
+        self.noise = 0.0
+        self.total = 0.0
+        self.finite = True
         by_row, by_column = np.zeros(self.shape[0]), np.zeros(self.shape[1])
         cached = np.empty(self.shape, self.dtype) if self.shape[0] * self.shape[1] <= _MAX_CACHED else None
         for rows, difference, tuned in self._fresh():

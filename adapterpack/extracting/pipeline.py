@@ -305,7 +305,8 @@ def _provenance(
     left_out: Sequence[str],
     plan: ClassifiedTensors,
 ) -> dict[str, Any]:
-    noise, total = sum(site.noise for site in sites), sum(site.loss.total for site in sites)
+    noise = sum(site.noise for site in sites)
+    total = sum(site.loss.total for site in sites)
     return {
         "tuned": {"name": new.name, "content": new.content},
         "base": {"name": old.name, "content": old.content},

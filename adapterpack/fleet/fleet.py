@@ -210,7 +210,8 @@ class Fleet:
                 "compress", (Parent(member.pack, name),), {"fleet": self.manifest.id, "error": member.error}
             ),
         )
-        pack, shared = dataclasses.replace(pack, vouched=self._vouched), self.shared(name)
+        pack = dataclasses.replace(pack, vouched=self._vouched)
+        shared = self.shared(name)
         if not shared:
             return pack
         paths = [self.manifest.sites[number].path for number in member.sites]

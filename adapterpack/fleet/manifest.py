@@ -194,7 +194,8 @@ def parse(data: bytes, where: object) -> FleetManifest:
             remedy="compress the packs again",
         )
     fields = value if version == _UNSEALED else {key: item for key, item in value.items() if key != KEY}
-    what, remedy = "the manifest does not fit its schema", "compress the packs again"
+    what = "the manifest does not fit its schema"
+    remedy = "compress the packs again"
     manifest = typed_json.require(fields, FleetManifest, what, where, remedy=remedy)
     numbers = 0
     for count, (name, dtype, shape) in enumerate(layout(manifest)):

@@ -65,7 +65,9 @@ class Emitter:
     def __init__(
         self, model: ir.Model, ids: ir.Value | None = None, positions: ir.Value | None = None
     ) -> None:
-        self.graph, self.ids, self.positions = model.graph, ids, positions
+        self.graph = model.graph
+        self.ids = ids
+        self.positions = positions
         self.values = values_of(self.graph)
         self.nodes = {node.name: node for node in self.graph}
         # found before new nodes lie between a product and the tokens that it multiplies
@@ -134,7 +136,9 @@ class _SiteNodes:
     """Adds the nodes of one site, named after it; ``slots`` maps each field to the value of its slot."""
 
     def __init__(self, emitter: Emitter, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
-        self.emitter, self.site, self.slots = emitter, site, slots
+        self.emitter = emitter
+        self.site = site
+        self.slots = slots
         self.batched = emitter.ids is not None
         self.joined = site.flat and self.batched
         """Whether the site joins the tokens of rows that have their own slots, and so has to be split."""
@@ -168,7 +172,9 @@ class _SiteNodes:
         """Changes a linear layer, or the output of a block: its input before the node ``base``, and its
         output ``y``.
         """
-        emitter, site, slots = self.emitter, self.site, self.slots
+        emitter = self.emitter
+        site = self.site
+        slots = self.slots
         # changes of the input have to come before the base's node, all others after it
         if site.flat and slots.keys() & _BEFORE:
             emitter.move_before(base)
@@ -261,7 +267,9 @@ class _SiteNodes:
         """Adds to the product of each token with each of its experts ``x down up + x delta``, with the
         matrices of the row's adapter and the expert.
         """
-        emitter, site, op = self.emitter, self.site, self._op_under("experts")
+        emitter = self.emitter
+        site = self.site
+        op = self._op_under("experts")
         same = product.ends, product.tokens, product.indices, site.stack
         if same not in emitter.blocks:
             adapters = next(iter(self.slots.values()))
@@ -359,7 +367,9 @@ class _SiteNodes:
         """Returns the input of an output projection plus the heads' attention to a prompt: ``gate softmax(q
         keys + absent) values``.
         """
-        site, slots, op = self.site, self.slots, self._op_under("attended")
+        site = self.site
+        slots = self.slots
+        op = self._op_under("attended")
         assert site.heads is not None
         heads, queries = site.heads, self.emitter.latest(site.heads.queries)
 
@@ -426,7 +436,8 @@ class _SiteNodes:
         return product, vector
 
     def _head(self, x: ir.Value) -> ir.Value:
-        y, bias = self._product("head", x, self.slots["head"]), self.slots.get("head_bias")
+        y = self._product("head", x, self.slots["head"])
+        bias = self.slots.get("head_bias")
         return y if bias is None else self.op("Add", "bias", y, self._lift(bias))
 
     def _product(self, what: str, x: ir.Value, *matrices: ir.Value) -> ir.Value:

@@ -186,7 +186,8 @@ class PositionInputs:
         else:
             inside, group = add("Equal", f"{name}/inside", types, zero), zero
         groups = add("Where", f"{name}/groups", inside, group, none)
-        keys, queries = self._keys(before, name, zero, one), self._queries(before, name)
+        keys = self._keys(before, name, zero, one)
+        queries = self._queries(before, name)
         # the place of each key among the pass's tokens, which are all that anyone sees ahead
         first = add("ReduceMin", f"{name}/first", self._position_ids, second)
         place = add("Sub", f"{name}/place", keys, first)
@@ -355,7 +356,9 @@ class PositionInputs:
         """Whether a value depends only on the cache's length, the pass's own ``tokens``, and a ``mask``. Some
         graphs count the tokens that are not padding; rows of the engine have no padding.
         """
-        todo, reached, counts = [value], set[ir.Value](), False
+        todo = [value]
+        reached = set[ir.Value]()
+        counts = False
         while todo:
             one = todo.pop()
             if one is None or one in reached or one.const_value is not None:
@@ -444,7 +447,8 @@ class PositionInputs:
         form say, by distances or by keys; or that and what it adds to a token's score of itself.
         """
         rows, of_keys, moved = form
-        scores, places = self._scores(value, tokens, before), before + np.arange(tokens)
+        scores = self._scores(value, tokens, before)
+        places = before + np.arange(tokens)
         keys = np.broadcast_to(np.arange(before + tokens), scores.shape[1:])
         far = places[:, None] - keys
         if moved:
@@ -459,7 +463,8 @@ class PositionInputs:
         return np.broadcast_to(scores.reshape(heads, -1, keys), (heads, tokens, keys))
 
     def _look_up(self, bias: _Bias, value: ir.Value) -> ir.Value:
-        name, add = f"bias/{len(self._biases)}", partial(self._add, value.producer())
+        name = f"bias/{len(self._biases)}"
+        add = partial(self._add, value.producer())
         zero, one, last = self._numbers(name, zero=0, one=1, last=len(bias.rows) - 1)
         queries = self._queries(value.producer(), name)
         places = add("Sub", f"{name}/distances", queries, self._keys(value.producer(), name, zero, one))

@@ -44,7 +44,8 @@ def find_sites(model: ir.Model, scope: Scope) -> dict[str, MappedSite]:
     has the others, and else none.
     """
     every = uses_of_modules(model, scope)
-    times, later = Counter(site.path for site in every), later_uses(model, every)
+    times = Counter(site.path for site in every)
+    later = later_uses(model, every)
     found: dict[str, MappedSite] = {}
     for site in every:
         if times[site.path] == 1 or site.path in later:

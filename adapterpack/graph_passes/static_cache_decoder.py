@@ -556,7 +556,9 @@ def _join_values(model: ir.Model) -> None:
         shapes = [list(product.inputs[1].shape or [None]) for product in products]
         if len(products) < 2 or not all(isinstance(shape[-1], int) for shape in shapes):
             continue
-        add, start, ended = NewNodes(softmax.name), 0, set[Any]()
+        add = NewNodes(softmax.name)
+        start = 0
+        ended = set[Any]()
         joined = add("Concat", "values", *(product.inputs[1] for product in products), axis=-1)
         whole = add("MatMul", "product", weights, joined)
         wide = sum(shape[-1] for shape in shapes)
@@ -620,7 +622,9 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
 
 def _layer_behind(value: ir.Value, layers: Mapping[str, int]) -> int | None:
     """Returns the layer from whose cache alone a value is computed, or None."""
-    todo, reached, found = [value], set[ir.Value](), set[int]()
+    todo = [value]
+    reached = set[ir.Value]()
+    found = set[int]()
     while todo:
         one = todo.pop()
         if one.name in layers:

@@ -55,7 +55,9 @@ class _Incoming:
     """
 
     def __init__(self, receive: Receive) -> None:
-        self._receive, self._complete, self._paused = receive, False, False
+        self._receive = receive
+        self._complete = False
+        self._paused = False
 
     async def __call__(self) -> Message:
         """Returns the next message."""
@@ -81,7 +83,9 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
     Raises:
         HTTPError: the body pauses or arrives too slowly.
     """
-    stream, started, count = request.stream(), time.monotonic(), 0
+    stream = request.stream()
+    started = time.monotonic()
+    count = 0
     pause = PAUSE_SECONDS if seconds is None else seconds
     while True:
         left = started + pause + count / _MIN_RATE - time.monotonic()

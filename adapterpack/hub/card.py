@@ -44,7 +44,9 @@ underlined heading.
 
 def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
     """Renders the README of a pack that is pushed to ``at``, with the results of its ``report``."""
-    manifest, base, loads = pack.manifest, str(pack.manifest.base.name), readers(pack)
+    manifest = pack.manifest
+    base = str(pack.manifest.base.name)
+    loads = readers(pack)
     task = TASKS.find(manifest.task.type) if manifest.task.type != NO_TASK else None
     header = {
         **_license(manifest),

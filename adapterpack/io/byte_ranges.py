@@ -90,7 +90,9 @@ def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.nda
             count = os.copy_file_range(source, sink, left, start, offset)
             if count == 0:
                 break
-            start, offset, left = start + count, offset + count, left - count
+            start += count
+            offset += count
+            left -= count
     except OSError as error:
         if error.errno not in _NO_COPY:
             raise
@@ -98,4 +100,6 @@ def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.nda
         piece = buffer(min(left, _PIECE))
         read_into(source, piece, start)
         write_all(sink, piece, offset)
-        start, offset, left = start + len(piece), offset + len(piece), left - len(piece)
+        start += len(piece)
+        offset += len(piece)
+        left -= len(piece)

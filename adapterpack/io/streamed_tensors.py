@@ -31,7 +31,10 @@ class Streamed(Mapping[str, np.ndarray]):
         digests: Mapping[str, str],
         held: Mapping[str, np.ndarray],
     ) -> None:
-        self._path, self._infos, self._digests, self._held = path, infos, digests, held
+        self._path = path
+        self._infos = infos
+        self._digests = digests
+        self._held = held
         self._descriptor: int | None = None
 
     @classmethod

@@ -140,7 +140,8 @@ class Side(NamedTuple):
         """Concatenates the parts, by default in their widest dtype, and multiplies in the weights in that
         dtype.
         """
-        made, end = np.concatenate(self.parts, axis=int(not self.turned), dtype=dtype), 0
+        made = np.concatenate(self.parts, axis=int(not self.turned), dtype=dtype)
+        end = 0
         for part, weight in zip(self.parts, self.weights, strict=True):
             start, end = end, end + part.shape[not self.turned]
             block = made[start:end] if self.turned else made[:, start:end]

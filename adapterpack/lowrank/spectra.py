@@ -153,7 +153,8 @@ def _decompose(changes: Sequence[Change]) -> _Stack | None:
     Returns None if some changes of the stack need a different algorithm from the others: the algorithm for a
     change must not depend on the other changes in its stack.
     """
-    lefts, rights = [change.left for change in changes], [change.right for change in changes]
+    lefts = [change.left for change in changes]
+    rights = [change.right for change in changes]
     (left, left_core), (right, right_core) = frames(lefts), frames(rights)
     tried = _narrow(lefts[0]), _narrow(rights[0])
     if len(changes) > 1 and any(

@@ -152,7 +152,10 @@ def _write(
     tokens = 0
     for block in answers(job, lines, sink.done):
         done, number = sink.done, 0
-        inputs, rows, failed, first = done.inputs, done.rows, done.failed, done.first
+        inputs = done.inputs
+        rows = done.rows
+        failed = done.failed
+        first = done.first
         for line, row, error, taken in block:
             if error is not None and not keep_going:
                 raise error

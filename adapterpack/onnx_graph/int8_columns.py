@@ -101,9 +101,12 @@ def make_fast(node: ir.Node) -> None:
 
 def make_exact(node: ir.Node) -> None:
     """Replaces the fast form of a product, whose ``MatMulInteger`` is ``node``, by the exact one."""
-    graph, codes, dtype = node.graph, node.inputs[1], ir.DataType.FLOAT
+    graph = node.graph
+    codes = node.inputs[1]
+    dtype = ir.DataType.FLOAT
     columns = _reader(_reader(node))
-    last, x = _reader(columns), node.inputs[0].producer().inputs[0].producer().inputs[0]
+    last = _reader(columns)
+    x = node.inputs[0].producer().inputs[0].producer().inputs[0]
     for use in last.outputs[0].uses():
         if use.node.name == f"{node.name}/narrow":
             last, x = use.node, x.producer().inputs[0]

@@ -16,7 +16,11 @@ from .graph_file import GraphFile, attribute, require_place
 if TYPE_CHECKING:
     import onnx
 
-_WEIGHT, _SCALES, _ZEROS, _ORDER, _BIAS = 1, 2, 3, 4, 5
+_WEIGHT = 1
+_SCALES = 2
+_ZEROS = 3
+_ORDER = 4
+_BIAS = 5
 _WIDTHS = (2, 4, 8)
 
 

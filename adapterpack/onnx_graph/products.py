@@ -15,7 +15,9 @@ from .editing import add_initializer, part_of
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits", "MatMulBnb4", "MatMulInteger"})
 """Operators that can implement a linear layer."""
-_LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
+_LEVEL = "accuracy_level"
+_EXACT = 0
+_FAST = 4
 """The attribute of MatMulNBits that sets the accuracy, and its values."""
 PACKED = 4 << 30
 """Bytes of codes up to which a few runs of a graph have them prepacked."""

@@ -412,7 +412,10 @@ def build(
         )
     configs = resolve_configs(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
-    groups, adapted, tensors, places = [], [], {}, {}
+    groups = []
+    adapted = []
+    tensors = {}
+    places = {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
         tensors[tensor_name] = value

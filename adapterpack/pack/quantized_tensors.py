@@ -170,7 +170,9 @@ def encode(
     matrix = np.clip(value.astype(np.float64).reshape(len(value), -1), -_MOST, _MOST)
     vectors = matrix if axis == 0 else matrix.T
     packed = Packed(tuple(value.shape), axis, min(group or vectors.shape[1], vectors.shape[1]), tuple(runs))
-    scales, stored, start = [], [], 0
+    scales = []
+    stored = []
+    start = 0
     for run in packed.runs:
         one, codes = _round(vectors[start : start + run.count], CODES[run.code], packed.group)
         scales.append(_upper_half(one))
@@ -228,7 +230,8 @@ def _round(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.
         values = code.values(code.nearest(filled / scales[..., None])) * scales[..., None]
         error = np.square(values - filled).sum(axis=2)
         better = error < best
-        best, chosen = np.where(better, error, best), np.where(better, scales, chosen)
+        best = np.where(better, error, best)
+        chosen = np.where(better, scales, chosen)
     return chosen, code.nearest(filled / chosen[..., None]).reshape(count, -1)[:, :length]
 
 

@@ -290,7 +290,8 @@ def site_of(
 ) -> tuple[Site, Arrays]:
     """Returns the site that parameters in PEFT's form belong to, and the parameters as matrices."""
     assert method.peft is not None
-    shapes, params = shapes_of(whole), from_peft_shapes(method, kind, lambda: cfg, whole)
+    shapes = shapes_of(whole)
+    params = from_peft_shapes(method, kind, lambda: cfg, whole)
     here = f"{where}, {path}"
     _require_kind(method, cfg, kind, shapes, here)
     width, height = (size or 0 for size in features(method.peft, kind, params, here))

@@ -21,7 +21,9 @@ Table = tuple[list[str], list[list[str]]]
 
 def audit_report(result: Result) -> str:
     """Writes what ``Audit.to_json()`` gives as one self-contained HTML page."""
-    total, verdict, names = result["total"], result["verdict"], ", ".join(_names(result))
+    total = result["total"]
+    verdict = result["verdict"]
+    names = ", ".join(_names(result))
     options = "".join(f" --weight {weight:.3g}" for weight in verdict["weights"] or ()) + (
         " --base BASE" if result["base"] else ""
     )
@@ -190,7 +192,9 @@ def _changes(result: Result) -> Table:
     """Builds a table with one row for each pack; omits columns that need a sum or a base where there is
     none.
     """
-    total, many, based = result["total"], len(result["packs"]) > 1, result["base"] is not None
+    total = result["total"]
+    many = len(result["packs"]) > 1
+    based = result["base"] is not None
     columns = {
         "pack": _names(result),
         "method": [pack["method"] for pack in result["packs"]],

@@ -390,7 +390,8 @@ class OpenBundle:
         """Returns a copy, as :meth:`freeze` does, with one more adapter."""
         one, before = self.freeze(), self._adapters
         with self.compare_files():  # the base's own weights may be read
-            attached, prompt = self._mode.load(before.attached, pack), self._prompt(pack)
+            attached = self._mode.load(before.attached, pack)
+            prompt = self._prompt(pack)
         prompts = before.prompts if prompt is None else {**before.prompts, pack.name: prompt}
         one._adapters = Adapters({**before.packs, pack.name: pack}, prompts, attached)
         return one

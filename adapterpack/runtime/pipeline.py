@@ -248,7 +248,8 @@ def _behind(virtual: np.ndarray, own: np.ndarray, room: int) -> np.ndarray:
     """
     mask = np.zeros((len(own), room + own.shape[1]), np.int64)
     for row, count in enumerate(virtual):
-        mask[row, :count], mask[row, count : count + own.shape[1]] = 1, own[row]
+        mask[row, :count] = 1
+        mask[row, count : count + own.shape[1]] = own[row]
     return mask
 
 

@@ -159,11 +159,14 @@ class TextResponse(PendingResponse):
         """Yields the events of the stream, those of one engine step together."""
         count, event = len(self.output.sequences), self.writer.event
         pieces: list[bytes] = []
-        sent, going, begun = [(0, 0)] * count, set(range(count)), set[int]()
+        sent = [(0, 0)] * count
+        going = set(range(count))
+        begun = set[int]()
         while going:
             self.writer.usage = self.usage
             for place in sorted(going):
-                row, (characters, choices) = self.output.sequences[place], sent[place]
+                row = self.output.sequences[place]
+                characters, choices = sent[place]
                 if place not in begun:
                     if self.writer.waits and not row.begun:
                         continue

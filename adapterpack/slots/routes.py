@@ -101,7 +101,9 @@ def route_arrays(routes: tuple[Route, ...]) -> Arrays:
         )
     fields: Arrays = {}
     for number, route in enumerate(routes):
-        gate, count, bias = route.gate, len(route.widths), None
+        gate = route.gate
+        count = len(route.widths)
+        bias = None
         if isinstance(gate, Attention):
             branch, weights = RouteBranch(number, "fuse"), gate.query
         elif isinstance(gate, SoftmaxGate):

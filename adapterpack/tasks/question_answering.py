@@ -45,7 +45,8 @@ def result(
 
 
 def _question(row: Row) -> tuple[str, str]:
-    question, context = row.get("question", row.get("prompt")), row.get("context")
+    question = row.get("question", row.get("prompt"))
+    context = row.get("context")
     if not isinstance(question, str) or not isinstance(context, str):
         raise ConfigError("a row of this task needs question and context", found=", ".join(map(str, row)))
     return question, context
@@ -86,7 +87,9 @@ def encode(
     Raises:
         ConfigError: other columns, an answer that is not in its context, or no row is left.
     """
-    encoded, left_out, report = [], 0, report_of(where)
+    encoded = []
+    left_out = 0
+    report = report_of(where)
     flat = is_flat(rows, report)
     for number, row in enumerate(rows):
         with report.row(number) as place:

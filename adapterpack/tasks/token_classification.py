@@ -41,7 +41,9 @@ def result(
     """
     if head.labels is None:
         return no_head("label")
-    text, tokens, words = row.notes, [], dict[int, list[dict[str, Any]]]()
+    text = row.notes
+    tokens = []
+    words = dict[int, list[dict[str, Any]]]()
     if text is None:
         found = [score_labels(logits, head.labels) for logits in outputs["logits"][0, : row.tokens]]
         return {"tokens": [{"label": one["label"], "score": one["scores"][one["label"]]} for one in found]}
@@ -130,7 +132,9 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
         [('LOC', 3, 3), ('LOC', 4, 4), ('PER', 0, 1)]
     """
-    found, start, before = set(), 0, (OUTSIDE, "")
+    found = set()
+    start = 0
+    before = (OUTSIDE, "")
     for at, tag in enumerate([*tags, OUTSIDE]):
         marked = tag[0] in _MARKS and tag[1:2] in ("", "-")
         now = (tag, "") if tag == OUTSIDE else (tag[0], tag[2:]) if marked else ("I", tag)
@@ -144,10 +148,14 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 def metrics(outputs: Any, targets: Any, names: Sequence[str]) -> dict[str, float]:
     """Returns F1 of the entities, and the share of words with the right label."""
     learned, best = targets != IGNORED, np.argmax(outputs, -1)
-    right, wanted, given = 0, 0, 0
+    right = 0
+    wanted = 0
+    given = 0
     for row, own in enumerate(learned):
         one, two = (entities([names[at] for at in side[row][own]]) for side in (best, targets))
-        right, wanted, given = right + len(one & two), wanted + len(two), given + len(one)
+        right += len(one & two)
+        wanted += len(two)
+        given += len(one)
     accuracy = float((best == targets)[learned].mean())
     return {"accuracy": accuracy, "f1": 2 * right / (wanted + given) if wanted + given else 1.0}
 

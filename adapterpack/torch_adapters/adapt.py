@@ -321,7 +321,8 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
     require_sites(pack, sites, type(model).__name__)
     verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
-        shared, groups = pack.shared(), {group.path: group for group in pack.groups}
+        shared = pack.shared()
+        groups = {group.path: group for group in pack.groups}
         work.share(pack.method, shared)
         for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
             secondary = adapter.method.name != pack.method.name

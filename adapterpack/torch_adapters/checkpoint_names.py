@@ -85,7 +85,8 @@ def _converted(
                     config=model.config,
                 )
             for pattern, found in numbers.items():
-                start, stop = int(found.flatten()[0]), int(found.flatten()[-1]) + 1
+                start = int(found.flatten()[0])
+                stop = int(found.flatten()[-1]) + 1
                 if torch.equal(found, _row_numbers(start, stop, few)):
                     yield target.replace(first, pattern), (start, stop)
         return

@@ -232,7 +232,8 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     for module in adapted:
         held = module._held[name]
         methods[held.method.name] = held.method
-        part, to_stored = (held.config, module._params(name)), held.method.storage.to_stored
+        part = (held.config, module._params(name))
+        to_stored = held.method.storage.to_stored
         sites_by_method.setdefault(held.method.name, {})[module._site] = (
             part if to_stored is None else to_stored(*part, module._site)
         )

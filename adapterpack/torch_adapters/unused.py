@@ -224,7 +224,9 @@ class Watch(Observer):
     def __init__(
         self, model: nn.Module, adapter: str, paths: Sequence[str], names: Mapping[str, Sequence[str]]
     ) -> None:
-        self.adapter, self.names, self.ran = adapter, names, False
+        self.adapter = adapter
+        self.names = names
+        self.ran = False
         owners = {path: path.rpartition(".")[0] for path in paths if _owner(model, path) is not None}
         experts = experts_in(model)
         self._owners = {path: owner for path, owner in owners.items() if not path.startswith(experts)}

@@ -105,7 +105,8 @@ class Work:
         A layer is taken as a kind whose weight can hold the change, unless a pack says otherwise by
         ``site_kind``.
         """
-        kind, wanted = KINDS[method.kind], (site_kind,) if unfoldable(site_kind) else ()
+        kind = KINDS[method.kind]
+        wanted = (site_kind,) if unfoldable(site_kind) else ()
         traits = dataclasses.replace(
             method.traits, layers=wanted or tuple(one for one in method.traits.layers if not unfoldable(one))
         )

@@ -32,7 +32,8 @@ def triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
         >>> triangle(2)
         (array([0, 0, 0, 0]), array([ 0.,  1., -1.,  0.], dtype=float32))
     """
-    index, sign = np.zeros((size, size), np.int64), np.zeros((size, size), np.float32)
+    index = np.zeros((size, size), np.int64)
+    sign = np.zeros((size, size), np.float32)
     rows, columns = np.triu_indices(size, 1)
     index[rows, columns] = index[columns, rows] = np.arange(len(rows))
     sign[rows, columns], sign[columns, rows] = 1, -1

@@ -312,7 +312,8 @@ def _forward(cfg: Composed, params: Params, site: Site, base: Forward, x: Array,
         if isinstance(tree, Spot):
             assert tree.kind.evaluate is not None  # _require_members saw to it
             return partial(tree.kind.evaluate, tree.settings, [transform(child) for child in tree.children])
-        name, member_params = tree.member, _params_of(params, f"{tree.member}/")
+        name = tree.member
+        member_params = _params_of(params, f"{tree.member}/")
         return lambda before: (
             lambda value: run(cfg.methods[name], cfg.configs[name], member_params, site, before, value, drop)
         )
@@ -329,7 +330,8 @@ def _fold(
         if isinstance(tree, Spot):
             assert tree.kind.fold is not None
             return partial(tree.kind.fold, tree.settings, [folding(child) for child in tree.children])
-        name, member_params = tree.member, _params_of(params, f"{tree.member}/")
+        name = tree.member
+        member_params = _params_of(params, f"{tree.member}/")
         return lambda start: fold(cfg.methods[name], cfg.configs[name], member_params, site, *start, rows)
 
     return folding(cfg.tree)((weight, bias))

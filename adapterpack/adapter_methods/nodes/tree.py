@@ -95,7 +95,8 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
     """
     names = [field.name for field in dataclasses.fields(kind.settings)]
     for name in settings:
-        what, known = f"a node of kind {kind.name} has no such setting", ", ".join(names)
+        what = f"a node of kind {kind.name} has no such setting"
+        known = ", ".join(names)
         require_among(what, name, names, FormatError, where, found=excerpt(name), expected=known)
     try:
         made = from_json(kind.settings, settings)

@@ -95,7 +95,8 @@ class _Layout(NamedTuple):
         packed = _bytes(parts)[at.start * self.block // 2 : at.stop * self.block // 2]
         codes = np.zeros((at.stop - at.start, self.block), np.uint8)
         flat = codes.reshape(-1)
-        flat[: 2 * len(packed) : 2], flat[1 : 2 * len(packed) : 2] = packed >> 4, packed & 15
+        flat[: 2 * len(packed) : 2] = packed >> 4
+        flat[1 : 2 * len(packed) : 2] = packed & 15
         return QuantizedRows(codes, self._scales(parts, at, parts["absmax"][at])[:, None])
 
     def pack(self, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:

@@ -114,7 +114,8 @@ def _reader(
     matrices: Callable[[str], Sequence[Any]],
 ) -> Reader:
     """Returns the reader of a weight of the safetensors dtype ``name``."""
-    dtype, work = DTYPES[name], np.dtype(np.float64 if name == "F64" else np.float32)
+    dtype = DTYPES[name]
+    work = np.dtype(np.float64 if name == "F64" else np.float32)
 
     @contextmanager
     def opened() -> Iterator[Read]:

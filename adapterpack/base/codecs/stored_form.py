@@ -211,7 +211,8 @@ def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
 
 def _join(forms: list[Blocks]) -> Blocks:
     """Concatenates weights in block form."""
-    bits, block = max(form.bits for form in forms), min(form.block for form in forms)
+    bits = max(form.bits for form in forms)
+    block = min(form.block for form in forms)
     columns = forms[0].q.shape[1]
     orders = [np.arange(columns) if form.order is None else form.order for form in forms]
     if any(not np.array_equal(orders[0], order) for order in orders):

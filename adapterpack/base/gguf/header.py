@@ -79,7 +79,9 @@ class _Cursor:
     """A position in the bytes; reading past the end raises an error."""
 
     def __init__(self, data: Bytes, where: Path) -> None:
-        self.data, self.where, self.at = data, where, 0
+        self.data = data
+        self.where = where
+        self.at = 0
         self.texts = self.text_bytes = 0
 
     def skip(self, count: int) -> None:
@@ -175,7 +177,8 @@ def read_header(data: Bytes, where: Path) -> GGUFHeader:
             expected="version 2 or 3, little-endian",
             found=version,
         )
-    count, keys = cursor.count(_MAX_TENSORS, "tensors"), cursor.count(_MAX_KEYS, "keys")
+    count = cursor.count(_MAX_TENSORS, "tensors")
+    keys = cursor.count(_MAX_KEYS, "keys")
     values: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
     for _ in range(keys):

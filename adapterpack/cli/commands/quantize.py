@@ -83,7 +83,8 @@ def command(
         options["scheme"] = schemes[0]
     with divert_stdout():
         adapterpack.quantize(folder, out, rank_budget=rank_budget, **options)
-    before, after = adapterpack.inspect(folder)["bytes"], adapterpack.inspect(out)
+    before = adapterpack.inspect(folder)["bytes"]
+    after = adapterpack.inspect(out)
     if as_json:
         print_json({"command": "quantize", **after, "bytes_before": before})
         return

@@ -212,7 +212,9 @@ def _answer_all(
 def _print_answers(
     open_job: OpenJob, lines: Iterator[Line], where: str | None, as_json: bool, keep_going: bool
 ) -> OutputProgress:
-    rows, failed, first = 0, 0, ""
+    rows = 0
+    failed = 0
+    first = ""
     for number, row, error, _ in _answer_rows(open_job, lines):
         if error is not None and not keep_going:
             raise error

@@ -196,7 +196,8 @@ def core_space(terms: Terms) -> Coordinates:
     joint = core(terms)
     u, s, vt = np.linalg.svd(joint.cores, full_matrices=False)
     halves = np.sqrt(s)[:, None, :]
-    left, right = _directions(u * halves), _directions(vt.transpose(0, 2, 1) * halves)
+    left = _directions(u * halves)
+    right = _directions(vt.transpose(0, 2, 1) * halves)
     M = (left.T @ joint.cores @ right).astype(joint.left.dtype)
     bases = (joint.left @ left).astype(joint.left.dtype), (joint.right @ right).astype(joint.right.dtype)
     return Coordinates(tuple(terms), M.shape[1:], lambda rows: M[:, rows], JointCore(*bases, M).change)

@@ -37,7 +37,8 @@ def elect(
         ...     np.float32))
         (array([ 2.  ,  0.  , -0.75], dtype=float32), array([ 3.,  1., -1.], dtype=float32))
     """
-    flat, weights = values.reshape(len(values), -1), weights.astype(values.dtype)
+    flat = values.reshape(len(values), -1)
+    weights = weights.astype(values.dtype)
     merged = np.empty(flat.shape[1], values.dtype)
     for start in range(0, len(merged), _TILE):
         tile = flat[:, start : start + _TILE]

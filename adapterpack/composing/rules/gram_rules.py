@@ -151,7 +151,9 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
 
     def register(coefficients: Function) -> Function:
         def mix(G: np.ndarray, given: Weights, scope: str, **params: Any) -> np.ndarray:
-            signs, weights, products = np.sign(given), np.abs(given), G[0]
+            signs = np.sign(given)
+            weights = np.abs(given)
+            products = G[0]
             alive = np.diag(products) > 0
             c = np.zeros(len(signs))
             if alive.any():

@@ -10,7 +10,9 @@ from ...lowrank import Factors, Terms, zero
 from .gram_rules import scaled_lines
 from .rule import NotNegative, Positive, Steps, rule
 
-_FIRST, _SECOND, _SMALL = 0.9, 0.999, 1e-8
+_FIRST = 0.9
+_SECOND = 0.999
+_SMALL = 1e-8
 """Adam's decays and its epsilon, as published."""
 
 

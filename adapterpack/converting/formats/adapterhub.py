@@ -192,7 +192,8 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
         next((base.config[key] for key in keys if type(base.config.get(key)) is int), 0)
         for keys in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"))
     )
-    found, name = to_settings(plain, family, layers), pack.name.replace(".", "-")
+    found = to_settings(plain, family, layers)
+    name = pack.name.replace(".", "-")
     outer = {
         place: place if place.startswith(f"{family.outer}.") else f"{family.outer}.{place}"
         for place, _ in found.tensors

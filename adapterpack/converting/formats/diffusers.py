@@ -32,7 +32,9 @@ from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_not
 from ..numbers import tensor_number
 from ..packs import dequantize
 
-_A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
+_A = "lora_A.weight"
+_B = "lora_B.weight"
+_ALPHA = "alpha"
 _OLDER = (
     (".processor.", "."),
     *((f".self_attn.to_{name}_lora.", f".self_attn.{name}_proj.lora.") for name in ("q", "k", "v", "out")),

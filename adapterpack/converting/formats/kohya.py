@@ -35,7 +35,9 @@ from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
 from ..packs import dequantize, foreign_pack
 
-_DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+_DOWN = "lora_down.weight"
+_UP = "lora_up.weight"
+_ALPHA = "alpha"
 _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_transformer", "lycoris")
 """Key prefixes, each for one model of the pipeline."""
 _NUMBER = re.compile(r"_(\d+)_")

@@ -46,7 +46,9 @@ from ..packs import dequantize, drop_targets, foreign_pack
 from ..tensor_files import as_file
 
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
-_A, _B, _M = "lora_a", "lora_b", "m"
+_A = "lora_a"
+_B = "lora_b"
+_M = "m"
 _LOOKUPS = ("embed_tokens", "wte", "tok_embeddings", "word_embeddings")
 """Suffixes of the names of embeddings; in mlx-lm an adapter of an embedding also changes the output layer
 tied to it.

@@ -123,7 +123,8 @@ def _check(
     """Returns a site of ``[rows, columns]`` matrices, with the settings of its config, after checking the
     shapes.
     """
-    site, cfg = layer.site(rows, columns), drop_targets(get(method).config(**settings))
+    site = layer.site(rows, columns)
+    cfg = drop_targets(get(method).config(**settings))
     check_shapes(get(method), cfg, site, params, layer.where)
     return LycorisReading(method, site, cfg, params)
 
@@ -233,7 +234,8 @@ def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
         raise FormatError(
             "on_input must be 0 or 1", where=f"{layer.where}.on_input", found=f"{stated.dtype} {stated.shape}"
         )
-    on_input, factors = bool(stated.reshape(-1)[0]), 1 + weight.reshape(-1).astype(np.float64)
+    on_input = bool(stated.reshape(-1)[0])
+    factors = 1 + weight.reshape(-1).astype(np.float64)
     if layer.bias and not on_input:
         raise Unsupported(
             "(IA)^3 of LyCORIS scales the outputs without the bias, and (IA)^3 with it",

@@ -47,7 +47,8 @@ def _judge(given: AnsweredRows) -> Judgement:
 
 
 def _one(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
-    labels, answers = [*map(str, rows.expected)], [result["label"] for result in rows.results]
+    labels = [*map(str, rows.expected)]
+    answers = [result["label"] for result in rows.results]
     wanted, given = (np.array(some)[:, None] == [*names] for some in (labels, answers))
     right = (wanted & given).any(1)
     likely = np.array([result["scores"][one] for result, one in zip(rows.results, labels, strict=True)])

@@ -73,7 +73,8 @@ def _scored(row: Row, answer: Any, model: EvaluatedModel, place: object) -> dict
             where=place,
             found=", ".join(model.labels.names),
         )
-    tokenizer, whole = model.tokenizer, row["prompt"] + answer if "prompt" in row else answer
+    tokenizer = model.tokenizer
+    whole = row["prompt"] + answer if "prompt" in row else answer
     if isinstance(whole, str):
         return {"input_ids": tokenizer(whole.removesuffix(end := tokenizer.eos_token) + end)["input_ids"]}
     return {"input_ids": tokenizer.apply_chat_template(whole, tools=row.get("tools"), return_dict=False)}
@@ -93,7 +94,8 @@ def _judge(rows: AnsweredRows) -> Judgement:
 
 
 def _judge_verdicts(rows: AnsweredRows) -> Judgement:
-    value, good = _values(rows.replies)[:, 0], np.array([row.known for row in rows.rows])
+    value = _values(rows.replies)[:, 0]
+    good = np.array([row.known for row in rows.rows])
     measures, name = [_gap("margin", value, good)], "log_likelihood"
     if rows.base is not None and rows.base is not rows.replies:
         value, name = value - _values(rows.base)[:, 0], "reward"

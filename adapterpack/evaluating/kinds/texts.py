@@ -124,7 +124,9 @@ def length_options(session: Session, rows: Sequence[EvaluationRow]) -> Mapping[s
 
 
 def _judge(rows: AnsweredRows) -> Judgement:
-    measures, figures, badness = [], dict[str, np.ndarray](), np.zeros(len(rows.rows))
+    measures = []
+    figures = dict[str, np.ndarray]()
+    badness = np.zeros(len(rows.rows))
     answers = [reply.results[0]["completion"] if reply.results else "" for reply in rows.replies]
     if rows.rows[0].asked:
         pairs = [*zip(answers, rows.expected, strict=True)]

@@ -131,7 +131,8 @@ def _separate_modules(
     model: ir.Model, name: str, transposed: bool, modules: Sequence[_Part], where: Path
 ) -> dict[ir.Node, str]:
     """Replaces one MatMul by a MatMul for each module, in place, and returns the nodes with their paths."""
-    value, readers = model.graph.initializers[name], _nodes(model, name, transposed)
+    value = model.graph.initializers[name]
+    readers = _nodes(model, name, transposed)
     if len(readers) != 1:
         raise Unsupported(
             "several nodes multiply by this weight, and a slot could not tell them apart",

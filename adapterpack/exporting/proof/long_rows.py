@@ -36,7 +36,8 @@ def plan_long_rows(source: ExportSource) -> LongRows:
     """Plans the long rows for the proof of this source's graph."""
     if "input_ids" not in source.task.inputs:
         return LongRows()
-    config, checkpoint = config_of(source.folder).to_dict(), Checkpoint(source.folder)
+    config = config_of(source.folder).to_dict()
+    checkpoint = Checkpoint(source.folder)
     weights = sum(math.prod(info.shape) for info in checkpoint.tensors.values() if len(info.shape) > 1)
     stack = None if source.file or source.task.has_encoder else stack_of(checkpoint, config)
     layers, kept = (1, 1) if stack is None else (stack.layers, stack.kept)

@@ -308,7 +308,8 @@ def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) ->
         yield
         return
     count = slots["virtual_here"].to(torch.int64).sum(1, keepdim=True)
-    inner, takes = trunk.forward, tuple(signature(type(trunk).forward).parameters)[1:]
+    inner = trunk.forward
+    takes = tuple(signature(type(trunk).forward).parameters)[1:]
 
     def around(*args: Any, **kwargs: Any) -> Any:
         inputs = {**dict(zip(takes, args, strict=False)), **kwargs}

@@ -198,7 +198,8 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
 
 def _join_weights(model: ir.Model) -> None:
     """Makes all uses of a module read one weight: the exporter folds its transposition at each use anew."""
-    nodes, held = {node.name: node for node in model.graph}, model.graph.initializers
+    nodes = {node.name: node for node in model.graph}
+    held = model.graph.initializers
     first: dict[str, str] = {}
     for site in uses_of_modules(model, module_path):
         shared = first.setdefault(site.path, site.weight)

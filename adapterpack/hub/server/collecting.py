@@ -20,7 +20,9 @@ class Collector:
     """
 
     def __init__(self, storage: HubStorage, parts: UploadedParts) -> None:
-        self.storage, self.parts, self._checked_until = storage, parts, 0.0
+        self.storage = storage
+        self.parts = parts
+        self._checked_until = 0.0
 
     def collect(self) -> int:
         """Runs one collection and returns the number of removed blobs.

@@ -63,7 +63,9 @@ def batch(asked: HubRequest) -> Response:
 
 
 def _action(asked: HubRequest, wanted: LargeObject, in_parts: bool) -> Json:
-    access, sha256, size = asked.hub.access, wanted.oid, wanted.size
+    access = asked.hub.access
+    sha256 = wanted.oid
+    size = wanted.size
     place = f"{asked.origin}/lfs/{sha256}"
     step = part_size(size, asked.hub.part) if in_parts else None
     if step is None:
@@ -89,7 +91,8 @@ async def upload(asked: HubRequest) -> Response:
 
 async def upload_part(asked: HubRequest) -> Response:
     """Receives one part of a large file and returns its SHA-256 as ETag."""
-    sha256, number = asked.request.path_params["sha256"], asked.request.path_params["number"]
+    sha256 = asked.request.path_params["sha256"]
+    number = asked.request.path_params["number"]
     with asked.storage.incoming() as path:
         etag = await _receive(asked, f"{sha256}/{number}", path)
         # the signature has proved that it is a number

@@ -248,7 +248,8 @@ def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: C
 
 
 def _addresses(hub: Endpoint, repo: str, files: list[LocalFile]) -> list[UploadObject]:
-    where, url = f"{repo}, large files", f"{hub.url}/{repo}.git/info/lfs/objects/batch"
+    where = f"{repo}, large files"
+    url = f"{hub.url}/{repo}.git/info/lfs/objects/batch"
     value = {
         "operation": "upload",
         "transfers": ["basic", "multipart"],
@@ -293,7 +294,8 @@ def _send_parts(hub: Endpoint, file: LocalFile, upload: Action, progress: Callab
     etags: list[str] = []
     try:
         for number, address in enumerate(addresses):
-            start, length = number * part_size, min(part_size, file.size - number * part_size)
+            start = number * part_size
+            length = min(part_size, file.size - number * part_size)
             etag = received.get(str(number + 1), "")
             same = re.fullmatch(r"[0-9a-f]{64}", etag) and etag == _sha256(file, start, length)
             etags.append(etag if same else _part(hub, address, file, start, length))

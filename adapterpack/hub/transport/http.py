@@ -76,7 +76,9 @@ class ByteLimit:
     """Counts the bytes of one response, or of several together, against a maximum."""
 
     def __init__(self, where: object, maximum: int) -> None:
-        self.where, self.maximum, self._left = where, maximum, maximum
+        self.where = where
+        self.maximum = maximum
+        self._left = maximum
 
     def add(self, count: int) -> None:
         """Counts bytes that have arrived.
@@ -129,7 +131,8 @@ def open_response(
     """
     from huggingface_hub.utils import build_hf_headers, get_session  # noqa: PLC0415
 
-    seconds, session = allowed_seconds(0) if seconds is None else seconds, get_session()
+    seconds = allowed_seconds(0) if seconds is None else seconds
+    session = get_session()
     home = origin(session.build_request("GET", endpoint.url))
     for_all = {**build_hf_headers(token=False), "Accept-Encoding": "identity", **(headers or {})}
     for_home = {**build_hf_headers(token=endpoint.token), **endpoint.headers, **for_all}
@@ -242,7 +245,8 @@ def request_json(
         data = read_body(response, where, limit)
         # headers count too: the session keeps some as cookies
         limit.add(sum(map(len, response.headers.values())))
-    text, secret = data.decode("utf-8", "replace"), response.extensions["secret"]
+    text = data.decode("utf-8", "replace")
+    secret = response.extensions["secret"]
     require_unrepeated(secret, text, where)
     try:
         value = json.loads(data)

@@ -95,7 +95,10 @@ class _Download:
     def __init__(
         self, remote: Remote, listed: ListedFile, place: Path, sha256: str | None, progress: Progress | None
     ) -> None:
-        self.remote, self.listed, self.place, self.progress = remote, listed, place, progress
+        self.remote = remote
+        self.listed = listed
+        self.place = place
+        self.progress = progress
         self.where, self.wanted = f"{remote}, {listed.path}", sha256
         self.restart()
         if place.exists():

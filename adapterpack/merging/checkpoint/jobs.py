@@ -72,7 +72,9 @@ def _spans(items: Sequence[Item]) -> Iterator[Span]:
     spans: list[list[int]] = []
     for item in items:
         assert item.source is not None
-        start, offset, nbytes = item.source.offset, item.place.offset, item.place.nbytes
+        start = item.source.offset
+        offset = item.place.offset
+        nbytes = item.place.nbytes
         if spans and spans[-1][0] + spans[-1][2] == start and spans[-1][1] + spans[-1][2] == offset:
             spans[-1][2] += nbytes
         elif nbytes:

@@ -76,7 +76,8 @@ class Journal:
                 counts as synced afterwards.
         """
         with self._lock:
-            before, files = os.lseek(self._file, 0, os.SEEK_END), sorted(self._unsynced)
+            before = os.lseek(self._file, 0, os.SEEK_END)
+            files = sorted(self._unsynced)
             self._unsynced.clear()
         if not files:
             return
@@ -142,7 +143,9 @@ def read_finished_jobs(staging: Path, count: int) -> Finished:
 
 
 def _trusted(data: bytes, count: int) -> Finished:
-    current, same_boot, offset = boot_id(), False, 0
+    current = boot_id()
+    same_boot = False
+    offset = 0
     trusted: Finished = {}
     waiting: list[tuple[int, int, LossSums | None]] = []
     for raw in data.splitlines(keepends=True):

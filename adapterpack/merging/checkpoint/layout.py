@@ -96,7 +96,9 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
     """
     last = list(base.files)[-1]
     folds = sources(todo)
-    built, written, cuts = [], set[str](), _cuts(base, [*folds, *todo.full_modules.replaced])
+    built = []
+    written = set[str]()
+    cuts = _cuts(base, [*folds, *todo.full_modules.replaced])
 
     def source(name: str, info: TensorInfo, recoded: bool = False) -> Json:
         """Returns where the bytes of a tensor, or of rows of one, come from."""
@@ -129,7 +131,8 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
                 continue
             written.add(name)
             decoded = base.tensors[name] if recoded else info
-            value, out = todo.full_modules.replaced.get(name), _output(decoded.dtype, dtype)
+            value = todo.full_modules.replaced.get(name)
+            out = _output(decoded.dtype, dtype)
             entries.append(
                 (todo.full_modules.prefix + name, out, decoded.shape if value is None else value.shape)
             )

@@ -186,7 +186,9 @@ class Fold(TensorJob):
         target = self.target
         storage = self.target.storage
         place = self.parts[MAIN_PART].item.place
-        reader, sums, done = storage.reader, LossSums(), 0
+        reader = storage.reader
+        sums = LossSums()
+        done = 0
         before = after = written = None
         if self.bias is not None and target.base_bias is not None:
             before = target.base_bias.astype(reader.work)

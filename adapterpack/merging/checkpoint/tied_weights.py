@@ -57,7 +57,9 @@ def split_tied(
         if untie:
             head = head_of(base, name)
             both = [one for one in tables if not _is_alone(one)]
-            result[name], result[head], copies[head] = tables, [*both, *heads], name
+            result[name] = tables
+            result[head] = [*both, *heads]
+            copies[head] = name
         elif heads and tables and _alike(tables, heads):
             result[name] = tables
         else:

@@ -46,7 +46,8 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
     """
     method, adapter = contribution.method, contribution.adapter
     table = base.tensors[name]
-    append_rows, fold = method.overrides.get("append_rows"), method.overrides.get("fold")
+    append_rows = method.overrides.get("append_rows")
+    fold = method.overrides.get("fold")
     if append_rows is None or fold is None:
         return None
     try:

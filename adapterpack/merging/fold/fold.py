@@ -235,7 +235,9 @@ def prepare(
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):
         return Change(chain=tuple(one.fold for one in bound), whole=whole)
-    ups, downs, others = [], [], []
+    ups = []
+    downs = []
+    others = []
     for contribution, (fold, form) in zip(contributions, bound, strict=True):
         factors = None if form is None else _dense_factors(form)
         if factors is None:

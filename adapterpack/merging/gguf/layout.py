@@ -35,7 +35,9 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
     """
     _require_no_additions(base, todo, dtype)
     header, folds = base.file.header, sources(todo)
-    infos, places, end = b"", list[TensorInfo](), 0
+    infos = b""
+    places = list[TensorInfo]()
+    end = 0
     for name, tensor in base.file.entries.items():
         kind = _type(tensor, dtype)
         place = tensor_info(name, tensor.shape, kind, gg.align(end, header.alignment))

@@ -36,7 +36,9 @@ class GraphBase(MergeBase):
     """
 
     def __init__(self, folder: Path, bundle: Bundle, graph: GraphFile, packs: Sequence[Pack]) -> None:
-        self.folder, self.bundle, self.graph = folder, bundle, graph
+        self.folder = folder
+        self.bundle = bundle
+        self.graph = graph
         self.index = None
         self.files = {}
         self.shard_of = {}

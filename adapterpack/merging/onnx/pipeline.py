@@ -91,7 +91,9 @@ def merge_graph(
     opened_packs = [as_pack(pack) for pack in packs]
     factors = weights_of(opened_packs, weights, 1.0)
     with _open(Path(source), checkpoint, opened_packs) as origin:
-        graph, base, bundle = origin.graph, origin.base, origin.bundle
+        graph = origin.graph
+        base = origin.base
+        bundle = origin.bundle
         inputs = [pack.path for pack in opened_packs if pack.path is not None]
         require_outside(target, [origin.folder, *inputs] if bundle else inputs)
         todo = plan.make(base, opened_packs, factors, allow_structural)

@@ -55,7 +55,8 @@ class GraphWriter:
         start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
         if start >= stop:
             return None
-        part, at = new[start - rows.start : stop - rows.start], start - piece.start + piece.at
+        part = new[start - rows.start : stop - rows.start]
+        at = start - piece.start + piece.at
         if piece.nbits is None:
             before, after = self._put_floats(piece, at, 0, part)
             dtype = self.graph.stored[piece.initializer].dtype
@@ -70,7 +71,8 @@ class GraphWriter:
         place = self.graph.stored[piece.initializer]
         matrix = as_matrix(self.graph.array(piece.initializer), piece.slot)
         view = matrix.T if piece.transposed else matrix
-        rows, columns = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
+        rows = slice(row, row + part.shape[0])
+        columns = slice(column, column + part.shape[1])
         before = view[rows, columns].astype(part.dtype)
         with np.errstate(all="ignore"):  # an overflow shows in the result
             stored = part.astype(place.dtype)

@@ -124,7 +124,9 @@ def _examine(
     def refuse(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
-    findings, data, value = cap_findings(files.regular_files(folder, budget)), b"", None
+    findings = cap_findings(files.regular_files(folder, budget))
+    data = b""
+    value = None
     if not findings:
         data = files.read_manifest(folder / m.FILE_NAME)
         value = strict_json.loads(data, folder / m.FILE_NAME, m.MAX_BYTES)

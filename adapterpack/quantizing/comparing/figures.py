@@ -25,11 +25,15 @@ from .rows import Example
 
 ROUNDS = 3
 """How often each time is measured; the shortest counts."""
-_NEW, _SHORT, _LONG = 32, 8, 256
+_NEW = 32
+_SHORT = 8
+_LONG = 256
 """Tokens to generate; tokens of the prompts before them; tokens of the prompt for the reading speed."""
 _LEAST = 1e-30
 """The probability that replaces 0 for a label."""
-_MOST_ANSWERED, _SPARE, _LONGEST = 16, 8, 256
+_MOST_ANSWERED = 16
+_SPARE = 8
+_LONGEST = 256
 """Rows to answer at a time; tokens that an answer may exceed the longest expected answer by; the most tokens
 of an answer.
 """

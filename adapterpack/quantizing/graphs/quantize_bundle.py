@@ -266,7 +266,9 @@ def quantize_directly(
         NothingToDo: no graph has a product to quantize.
         ParityError: a site was lost on the way.
     """
-    count, own, every = 0, dict(bundle.sites), dict(sites)
+    count = 0
+    own = dict(bundle.sites)
+    every = dict(sites)
     for part, model in models.items():
         path = folder / graph_file(part)
         count += write_quantized(
@@ -346,7 +348,8 @@ def _relocate(sites: SiteMap, model: ir.Model) -> dict[str, MappedSite]:
         )
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        columns, place = int8_columns.codes_of(node), 0 if site.kind == "lookup" else 1
+        columns = int8_columns.codes_of(node)
+        place = 0 if site.kind == "lookup" else 1
         stored = columns[0] if columns else _initializer_of(node.inputs[place])
         weight = stored.name if site.weight else ""
         relocated[path] = dataclasses.replace(site, node=node.name, weight=weight)

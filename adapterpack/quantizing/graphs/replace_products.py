@@ -44,7 +44,9 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
     None or has no product on codes; returns the number of replaced products. Products of adapters and
     products whose weight is an input stay float.
     """
-    model, codes, count = rewriting.model, dict[str, ir.Value](), 0
+    model = rewriting.model
+    codes = dict[str, ir.Value]()
+    count = 0
     for product in find_products(model):
         rewriting.tick()
         node, weight = product.node, product.weight

@@ -182,7 +182,8 @@ def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     return words
 
 
-_COUNT, _ONE = Range(int, 0, MAX_TOKENS).read, partial(_optional, TOKEN_ID.read)
+_COUNT = Range(int, 0, MAX_TOKENS).read
+_ONE = partial(_optional, TOKEN_ID.read)
 
 
 @_register("no_repeat_ngram_size", 0, _COUNT)

@@ -232,7 +232,8 @@ def candidates(
     np.exp(weights, out=weights)
     if options.top_p < 1 or options.min_p:
         kept = _nucleus(weights, options.top_p, options.min_p)
-        places, weights = kept if isinstance(places, range) else places[kept], weights[kept]
+        places = kept if isinstance(places, range) else places[kept]
+        weights = weights[kept]
     return places, weights
 
 

@@ -44,7 +44,9 @@ class ImageLayout:
     """Whether a row of its pixels always has the same number of features."""
 
     def __init__(self, config: Config, inputs: Sequence[str], positions: int = 0) -> None:
-        self.config, self.inputs, self.positions = config, inputs, positions
+        self.config = config
+        self.inputs = inputs
+        self.positions = positions
         self.vision: Config = config.get("vision_config") or {}
 
     def whole(self, given: Arrays) -> Arrays:
@@ -223,7 +225,8 @@ class _PatchedImages(_Patches):
                 high, wide = height // self._merge, width // self._merge
                 inside = np.indices((1, high, wide)).reshape(3, -1).T
                 offsets[place : place + high * wide] = moved + inside - np.arange(high * wide)[:, None]
-                place, moved = place + high * wide, moved + max(high, wide) - high * wide
+                place += high * wide
+                moved += max(high, wide) - high * wide
             found[row][np.append(own, True)] = offsets
         return found
 
@@ -335,7 +338,9 @@ def rows_of_images(ids: np.ndarray, token: int, lengths: Sequence[int]) -> list[
         >>> rows_of_images(np.array([[9, 9, 1], [1, 2, 3], [9, 9, 9]]), 9, [1, 1, 3])
         [0, 0, 2]
     """
-    counts, rows, row = (ids == token).sum(1), list[int](), 0
+    counts = (ids == token).sum(1)
+    rows = list[int]()
+    row = 0
     left = counts.copy()
     for length in lengths:
         while row < len(left) and not left[row]:

@@ -177,7 +177,10 @@ class PictureReader:
     """
 
     def __init__(self, folder: Path, layout: ImageLayout, shape: Sequence[Any], token: str) -> None:
-        self._folder, self._layout, self._shape, self._token = folder, layout, shape, token
+        self._folder = folder
+        self._layout = layout
+        self._shape = shape
+        self._token = token
         written, where = section(folder, "image_processor")
         tokenizer, whole = (read_object(folder / name) for name in ("tokenizer_config.json", FILES[0]))
         self._settings = {**tokenizer, **read_object(folder / FILES[1]), **whole}

@@ -161,7 +161,9 @@ class ChatSession:
         return prompt_ids(session, [*before, *messages]), {}
 
     def _answer(self, messages: Sequence[Mapping[str, Any]], emit: Callable[[str], object]) -> dict[str, Any]:
-        session, name, options = self.session, self._adapter, self._options(self._sampling)
+        session = self.session
+        name = self._adapter
+        options = self._options(self._sampling)
         ids, images = self._read(messages)
         pack = None if name is None else session.pack(name)
         shown, reused = "", 0

@@ -211,7 +211,8 @@ def encode_images(
     """
     if not given:
         return [{} for _ in rows]
-    batch, parts = pad(rows, session.pad_id, left=True), session.task.parts[:-1]
+    batch = pad(rows, session.pad_id, left=True)
+    parts = session.task.parts[:-1]
     names: list[str | None] | None = None
     if {part.name for part in parts} & {site.part for site in session.bundle.sites.values() if site.fields}:
         if any(pack is not None and session.packs.get(pack.name) is not pack for pack in packs):
@@ -305,7 +306,8 @@ class GrowingEngine:
         if engine is None or engine.max_rows < rows or engine.max_length < length:
             self.engine = None  # frees its memory before the new pool is allocated
             if engine is not None:
-                rows, length = max(rows, engine.max_rows), max(length, engine.max_length)
+                rows = max(rows, engine.max_rows)
+                length = max(length, engine.max_length)
             engine = self.engine = DecoderEngine(
                 session,
                 max_rows=rows,

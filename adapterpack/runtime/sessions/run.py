@@ -166,7 +166,9 @@ class RowRunner:
                 where=session.bundle.task,
             )
         self.provider = session.provider
-        self._session, self._sampling, self._raw = session, sampling, raw
+        self._session = session
+        self._sampling = sampling
+        self._raw = raw
         if any(map(self._chooses, adapters)):
             session.choose()
             adapters = [AUTO]
@@ -357,7 +359,9 @@ class _Texts(_Executor):
     """
 
     def __init__(self, session: Session, batch_size: int, sampling: Sampling, raw: bool) -> None:
-        self._session, self._sampling, self._raw = session, sampling, raw
+        self._session = session
+        self._sampling = sampling
+        self._raw = raw
         self._engines = GrowingEngine(_PREFIXES)
         self._mask = grammar_mask(session.tokenizer, sampling)
         self._rows = max(batch_size, sampling.num_beams)

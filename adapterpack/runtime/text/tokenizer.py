@@ -56,7 +56,9 @@ class Tokenizer:
         reading: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._reading = reading
-        self.folder, self.path, self.most = folder, folder / "tokenizer.json", most
+        self.folder = folder
+        self.path = folder / "tokenizer.json"
+        self.most = most
         if not self.path.is_file():
             raise StorageError(
                 "the bundle has no tokenizer",

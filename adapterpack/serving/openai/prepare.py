@@ -49,7 +49,9 @@ class Preparer:
     """
 
     def __init__(self, engine: DecoderEngine, limits: ServerLimits, sampling: str) -> None:
-        self._engine, self._limits, self._rule = engine, limits, sampling
+        self._engine = engine
+        self._limits = limits
+        self._rule = sampling
         self._tokens, self._forms = (
             ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
             for count, name in ((4, "prompts"), (4, "forms"))

@@ -78,7 +78,9 @@ def read_form(rows: Any, report: DataReport) -> DataForm:
         ConfigError: no format fits, or the named one does not.
         UnknownName: no format has that name.
     """
-    columns, reading, wanted = rows.column_names, report.reading, report.choose()
+    columns = rows.column_names
+    reading = report.reading
+    wanted = report.choose()
     forms = list(FORMS.values()) if wanted is None else [get_form(wanted)]
     form = next((form for form in forms if form.columns <= set(columns)), None)
     if form is None:

@@ -216,7 +216,8 @@ def _accuracy(outputs: Any, targets: np.ndarray) -> dict[str, float]:
 
 def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
     """Returns the share of rows with exactly the right labels, and F1 over all labels of all rows."""
-    chosen, wanted = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY, targets > _LIKELY
+    chosen = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY
+    wanted = targets > _LIKELY
     right, both = (chosen & wanted).sum(), chosen.sum() + wanted.sum()
     return {
         "accuracy": float((chosen == wanted).all(-1).mean()),

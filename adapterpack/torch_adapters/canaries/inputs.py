@@ -222,7 +222,8 @@ def token_types(model: Any, ids: Tensor, answers: Tensor | None = None) -> dict[
     to later ones of the same, or count them by a grid. Nothing for a model that asks no such thing;
     ``answers`` are tokens that do not belong to the prompt.
     """
-    name, token = type_name(model), getattr(model.config, "image_token_id", None)
+    name = type_name(model)
+    token = getattr(model.config, "image_token_id", None)
     if name is None or token is None:
         return {}
     if not sees_prompt_ahead(model):

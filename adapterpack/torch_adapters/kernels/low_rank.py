@@ -204,7 +204,8 @@ class _Parallel(torch.autograd.Function):
         """Maps ``x`` ``[rows, in]``, with ``weight`` ``[out, in]`` and ``bias`` ``[out]`` or None, to
         ``[rows, out]`` and the values inside the chain that trained matrices read.
         """
-        at, trained = by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
+        at = by_step(steps, matrices)
+        trained = by_step(steps, ctx.needs_input_grad[5:])
         y = functional.linear(x, weight, bias)
         values = entering(steps, at, x if dropout is None else dropout.of(x))
         if steps:
@@ -222,7 +223,8 @@ class _Parallel(torch.autograd.Function):
         dropout: Dropout | None = ctx.dropout
         of_x, _, _, of_bias, _, *of_matrices = ctx.needs_input_grad
         weight, *kept = ctx.saved_tensors
-        at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
+        at = by_step(steps, kept[: ctx.count])
+        trained = by_step(steps, of_matrices)
         values = kept[ctx.count :]
         added = [None, *inside] if steps and trained[0] else [*inside]
         for_matrices: list[Tensor | None] = []
@@ -293,7 +295,8 @@ class _LowRank(torch.autograd.Function):
         of_y, of_x, of_a, of_b, _ = ctx.needs_input_grad
         wide, inner = x.to(A.dtype), through(gradient, B)
         factors = None if ctx.dropout is None else ctx.dropout.factors(wide)
-        wide, for_x = wide if factors is None else wide * factors, inner @ A if of_x else None
+        wide = wide if factors is None else wide * factors
+        for_x = inner @ A if of_x else None
         return (
             gradient.to(ctx.dtype) if of_y else None,
             None if for_x is None else (for_x if factors is None else for_x * factors).to(x.dtype),

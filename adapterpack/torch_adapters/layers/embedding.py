@@ -34,7 +34,8 @@ class AdaptedEmbedding(AdaptedLayer):
 
     def _change(self, name: str, ids: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
         """Applies an adapter to the rows ``y`` of the ids."""
-        dtype, dropout = self._precision(name, y.dtype), self._held[name].config.dropout
+        dtype = self._precision(name, y.dtype)
+        dropout = self._held[name].config.dropout
         keep = None
         if dropout and self.training:
             keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), dropout)

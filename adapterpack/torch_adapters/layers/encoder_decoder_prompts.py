@@ -81,7 +81,8 @@ class EncoderDecoderPrompts(Prompts):
         if not self._active:
             return self._decoder.inner(*args, **kwargs)
         name = self._active[-1]
-        form, inputs = self._form(name), named_arguments(self._decoder.module, args, kwargs)
+        form = self._form(name)
+        inputs = named_arguments(self._decoder.module, args, kwargs)
         if form.embeds is None:
             return self._with_prefix(inputs, form, name)
         states = inputs.get("encoder_hidden_states")

@@ -65,7 +65,8 @@ class SavedModule(Wrapper):
             what = "the module has no such parameter"
             require_among(what, key, tensors, SiteNotFound, self._site.path, found=key)
             owner, _, leaf = key.rpartition(".")
-            holder, tensor = twin.get_submodule(owner), as_tensor(value, tensors[key].device)
+            holder = twin.get_submodule(owner)
+            tensor = as_tensor(value, tensors[key].device)
             setattr(holder, leaf, nn.Parameter(tensor) if leaf in holder._parameters else tensor)
             if isinstance(holder, nn.Linear):
                 holder.out_features, holder.in_features = holder.weight.shape

@@ -378,7 +378,8 @@ def select(model: nn.Module, targets: Targets, traits: Traits, exclude: tuple[st
     chosen: dict[str, Site] = {}
     for name in [_input_embedding(model)] if targets == "input-embedding" else as_list(targets):
         if name in ALL:
-            aside, inside = skipped | _aside(model, sites_by_path), ALL[name].inside(model)
+            aside = skipped | _aside(model, sites_by_path)
+            inside = ALL[name].inside(model)
             every = {
                 site.path: site
                 for path, sites in sites_by_path.items()

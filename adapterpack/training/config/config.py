@@ -48,7 +48,8 @@ def read_config(
     # overrides.
     wins, won = _under_our_names(dict(map(_override, overrides)), ours(), notes, "an override")
     common, origins = _read_file(settings, tool_of(settings, tool), notes, where)
-    common, origins = {**common, **wins}, {**origins, **dict.fromkeys(won, "an override")}
+    common = {**common, **wins}
+    origins = {**origins, **dict.fromkeys(won, "an override")}
     if entries is None and (entries := _sweep(common, where)):
         wins = {key: value for key, value in wins.items() if key not in entries[0]}
     if entries is None:

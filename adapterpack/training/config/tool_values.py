@@ -248,7 +248,8 @@ def schedule(file: File) -> Settings:
     """Returns the schedule of the learning rate; a cosine may have a quadratic warm-up, or a lowest rate and
     the share of all steps after which that is reached.
     """
-    name, least = file.says("lr_scheduler") or "cosine", file.says("cosine_min_lr_ratio")
+    name = file.says("lr_scheduler") or "cosine"
+    least = file.says("cosine_min_lr_ratio")
     if name != "cosine" or not (least or file.says("lr_quadratic_warmup") is True):
         return {"lr_scheduler_type": name}
     if file.says("lr_quadratic_warmup") is True:

@@ -254,7 +254,9 @@ def _whole_texts(piece: bytes) -> int:
 
 def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
     """Yields start and end of consecutive blocks of complete lines."""
-    start, line, size = 0, 1, len(data)
+    start = 0
+    line = 1
+    size = len(data)
     while start < size:
         stop = min(start + _BLOCK, size)
         end = size if stop == size else data.rfind(b"\n", start, stop) + 1

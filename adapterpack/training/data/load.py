@@ -375,7 +375,8 @@ class Collator:
                 ]
                 continue
             if isinstance(values[0], list):
-                width, is_ids = max(map(len, values)), key.endswith("input_ids")
+                width = max(map(len, values))
+                is_ids = key.endswith("input_ids")
                 fill = self.pad_token_id if is_ids else IGNORED if key == "labels" else 0
                 if is_ids and "position_ids" not in rows[0]:
                     mask = [[1] * len(value) + [0] * (width - len(value)) for value in values]

@@ -155,7 +155,8 @@ class RunFolder:
         Raises:
             FormatError: it is another run's, or a file has changed.
         """
-        sealed, found = json.loads((checkpoint / _SEAL).read_bytes()), _seal_of(checkpoint)
+        sealed = json.loads((checkpoint / _SEAL).read_bytes())
+        found = _seal_of(checkpoint)
         if sealed != found:
             files = found["files"]
             before = sealed.get("files") if isinstance(sealed, dict) else None

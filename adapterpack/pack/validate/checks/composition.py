@@ -49,7 +49,8 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
         detail = f": expected {error.expected}, found {error.found}" if error.expected else ""
         yield TREE.at("composition", f"{error.what}{detail}", pointer=f"/composition/tree{error.where or ''}")
         return
-    names, named = [member.name for member in composed.members], set(leaves(tree))
+    names = [member.name for member in composed.members]
+    named = set(leaves(tree))
     if set(names) != named or len(names) != len(named):
         yield MEMBERS.at(
             "composition",
