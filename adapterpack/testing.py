@@ -37,7 +37,7 @@ from .adapter_methods import (
 )
 from .adapter_methods.core.config import from_json
 from .adapter_methods.forms.attention import attend
-from .adapter_methods.forms.blocks import run_block
+from .adapter_methods.forms.blocks import evaluate_block
 from .adapter_methods.forms.prompt import PromptSite
 from .manifest import manifest as m
 from .pack import Pack, load
@@ -296,8 +296,8 @@ PROOFS = {
         folds=True,
     ),
     "activation": Proof(
-        lambda layer, x: run_block(
-            layer.case.method, layer.case.config, layer.params, layer.case.site, layer.base(x), x
+        lambda layer, x: evaluate_block(
+            layer.case.method.normal_form(layer.case.config, layer.params, layer.case.site), layer.base(x), x
         ),
         folds=False,
     ),

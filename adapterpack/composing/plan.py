@@ -227,9 +227,7 @@ def _rank(adapter: Adapter, request: CompositionRequest, within: bool, based: bo
     if not within:
         require_representable(adapter, based)
     if "fold" not in method.overrides and method.traits.independent:
-        exact = exact_factors(
-            method, adapter.config, complete(method, adapter.config, adapter.wide, site), site
-        )
+        exact = exact_factors(adapter, complete(method, adapter.config, adapter.wide, site), site)
         if exact is not None:
             return len(exact.A), True
     if not within:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..errors import ConfigError, FormatError, Unsupported, printable
 from ..io import TENSORS, open_regular, read_at_most
 from ..pack import Pack
+from ..peft.layout import CONFIG
 from ..peft.options import PICKLES, SHARD, TORCHTUNE
 from ..registry import Registry
 from .base import BaseModel
@@ -108,6 +109,17 @@ def formats() -> dict[str, Format]:
 def format_of(path: Path) -> Format | None:
     """Returns the format of a file or folder, by its names and first bytes; None if it is in none."""
     return next((form for form in formats().values() if form.detect(path)), None)
+
+
+def beside_config(*files: str) -> Callable[[Path], bool]:
+    """Returns what recognizes a folder with ``adapter_config.json`` and one of these files, without tensors
+    under PEFT's name.
+    """
+    return lambda path: (
+        (path / CONFIG).is_file()
+        and not (path / TENSORS).exists()
+        and any((path / name).is_file() for name in files)
+    )
 
 
 def first_bytes(path: Path, count: int) -> bytes:

@@ -171,11 +171,13 @@ def _bundle(
 
 
 def _list_files(folder: Path, manifest: str, entries: Iterable[m.FileEntry]) -> dict[str, LocalFile]:
-    """Lists a manifest, the files that it lists, and a signature, if there is one."""
+    """Lists a manifest, the files that it lists, whose digests were verified before, and a signature, if
+    there is one.
+    """
     own = [name for name in (manifest, SIGNATURE) if (folder / name).is_file()]
     return {
         **{name: LocalFile.of(folder / name) for name in own},
-        **{entry.path: LocalFile.of_entry(folder, entry) for entry in entries},
+        **{entry.path: LocalFile(folder / entry.path, entry.size, entry.sha256) for entry in entries},
     }
 
 

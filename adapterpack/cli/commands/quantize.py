@@ -137,7 +137,7 @@ def compare(
         if page is not None:
             page.write_text(comparison_report(result), "utf-8")
     if as_json:
-        print_json({"command": "quantize", **result, **({} if html is None else {"html": str(Path(html))})})
+        print_json({"command": "quantize", **result}, html=html)
         return
     print_table(
         *comparison_table(result), f"{things(found.rows, 'row')}, {things(found.positions, 'choice')}"

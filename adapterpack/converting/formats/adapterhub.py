@@ -13,7 +13,7 @@ from typing import Any
 
 from ...adapter_methods import Arrays
 from ...errors import FormatError, Unsupported, excerpt
-from ...io import TENSORS, SafetensorsFile, safetensors, strict_json
+from ...io import SafetensorsFile, safetensors, strict_json
 from ...pack import Pack
 from ...peft import layout
 from ...peft.options import PICKLED, read_config
@@ -28,6 +28,7 @@ from ..format import (
     Format,
     Notes,
     Reading,
+    beside_config,
     refuse_full_modules,
     require_base,
 )
@@ -220,11 +221,7 @@ ADAPTERHUB = FORMATS.register(
         "adapterhub",
         "AdapterHub's adapter_config.json and adapter.safetensors",
         True,
-        lambda path: (
-            (path / layout.CONFIG).is_file()
-            and not (path / TENSORS).exists()
-            and any((path / name).is_file() for name in (_FILE, _PICKLE))
-        ),
+        beside_config(_FILE, _PICKLE),
         _read,
         _write,
         rank=20,

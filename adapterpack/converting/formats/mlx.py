@@ -16,7 +16,7 @@ import numpy as np
 
 from ...adapter_methods import Arrays, Method, Site, get
 from ...errors import FormatError, Unsupported, excerpt
-from ...io import TENSORS, SafetensorsFile, npz_file, safetensors, strict_json
+from ...io import SafetensorsFile, npz_file, safetensors, strict_json
 from ...manifest import MethodSites
 from ...pack import Pack
 from ...peft import layout
@@ -38,6 +38,7 @@ from ..format import (
     Format,
     Notes,
     Reading,
+    beside_config,
     list_first,
     refuse_full_modules,
 )
@@ -228,11 +229,7 @@ MLX = FORMATS.register(
         "mlx",
         "mlx-lm's adapters.safetensors and adapter_config.json",
         True,
-        lambda path: (
-            (path / layout.CONFIG).is_file()
-            and not (path / TENSORS).exists()
-            and any((path / name).is_file() for name in (_FILE, _OLD))
-        ),
+        beside_config(_FILE, _OLD),
         _read,
         _write,
         rank=20,

@@ -235,7 +235,7 @@ def branch(asked: HubRequest) -> Response:
 
 def drop_tag(asked: HubRequest) -> Response:
     """Removes a tag."""
-    asked.storage.drop_ref(asked.repo, "tags", asked.revision)
+    asked.storage.drop_tag(asked.repo, asked.revision)
     return Response()
 
 

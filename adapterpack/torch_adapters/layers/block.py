@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...adapter_methods import Site
-from ...adapter_methods.forms.blocks import run_block
+from ...adapter_methods.forms.blocks import evaluate_block
 from ...errors import SiteNotFound, Unsupported
 from .calls import Args, Kwargs
 from .layer import Adapted, NewAdapter, place
@@ -83,10 +83,8 @@ class AdaptedBlock(Adapted):
                     remedy="name other targets, or another source",
                 )
             x = x.to(dtype)
-        changed = run_block(
-            self._held[name].method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop
-        )
-        return changed.to(h.dtype)
+        form = self._held[name].method.normal_form(cfg, self._tensors(name, dtype), self._site)
+        return evaluate_block(form, h.to(dtype), x, drop).to(h.dtype)
 
     def _see(self, name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Keeps the input of a hooked module until the block reads it."""
