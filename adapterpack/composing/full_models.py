@@ -280,7 +280,7 @@ def _shards(donor: Checkpoint, dtype: str | None) -> list[Shard]:
             for info in sorted(file.tensors.values(), key=lambda info: -DTYPES[info.dtype].itemsize)
         ]
         header, places = plan(entries, {"format": "pt"})
-        shards.append(Shard(name, file, header, tuple(map(Item, places.values()))))
+        shards.append(Shard(name, file.path, header, tuple(map(Item, places.values()))))
     return shards
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator, Mapping
+from mmap import mmap
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ...errors import FormatError, Unsupported
 from ...io import count_of
@@ -27,18 +28,6 @@ _MAX_TEXTS, _MAX_TEXT_BYTES = 1 << 21, 16 << 20
 """Texts in all arrays together, and bytes of all other texts together."""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, _ARRAY = 8, 9
-
-
-class Bytes(Protocol):
-    """Bytes, or a mapped file, to read a header from."""
-
-    def __len__(self) -> int:
-        """Returns the number of bytes."""
-        ...
-
-    def __getitem__(self, part: slice, /) -> bytes:
-        """Returns a slice of the bytes."""
-        ...
 
 
 class GGUFTensor(NamedTuple):
@@ -78,7 +67,7 @@ class GGUFHeader(NamedTuple):
 class _Cursor:
     """A position in the bytes; reading past the end raises an error."""
 
-    def __init__(self, data: Bytes, where: Path) -> None:
+    def __init__(self, data: bytes | mmap, where: Path) -> None:
         self.data = data
         self.where = where
         self.at = 0
@@ -158,7 +147,7 @@ class _Cursor:
         return Array(kind, items)
 
 
-def read_header(data: Bytes, where: Path) -> GGUFHeader:
+def read_header(data: bytes | mmap, where: Path) -> GGUFHeader:
     """Returns the header of a GGUF file whose bytes are ``data``.
 
     Raises:

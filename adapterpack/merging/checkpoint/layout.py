@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +20,6 @@ from .base_model import MergeBase
 from .plan import MergePlan, MergeTarget
 
 _Entry = tuple[str, str, tuple[int, ...]]
-
-
-class BaseFile(Protocol):
-    """A file of the base."""
-
-    @property
-    def path(self) -> Path:
-        """The path of the file."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Shard:
     """
 
     name: str
-    base: BaseFile
+    base: Path
     header: bytes
     items: tuple[Item, ...]
     tail: int = 0
@@ -163,7 +154,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
         kept = file.metadata if dtype is None or not base.quantized else {}
         header, places = _align(entries, {"format": "pt", **kept, NOTE: note}, start)
         built.append(
-            Shard(shard, file, header, tuple(item(place, items[name]) for name, place in places.items()))
+            Shard(shard, file.path, header, tuple(item(place, items[name]) for name, place in places.items()))
         )
     return built
 

@@ -73,7 +73,7 @@ class Copy(TensorJob):
     def run(self, context: MergeContext, scratch: Scratch) -> None:
         """Copies the bytes of its span."""
         with (
-            open_descriptor(self.shard.base.path, os.O_RDONLY) as source,
+            open_descriptor(self.shard.base, os.O_RDONLY) as source,
             open_descriptor(context.folder / self.shard.name, os.O_WRONLY) as sink,
         ):
             copy_span(

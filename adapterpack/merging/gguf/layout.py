@@ -51,7 +51,7 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
         _item(base, todo, place.name, place._replace(offset=len(head) + place.offset), folds)
         for place in places
     )
-    return [Shard(NAME, base.file, head, items, gg.align(end, header.alignment) - end)]
+    return [Shard(NAME, base.file.path, head, items, gg.align(end, header.alignment) - end)]
 
 
 def _require_no_additions(base: GGUFBase, todo: MergePlan, dtype: str | None) -> None:

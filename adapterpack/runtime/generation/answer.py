@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..text import Detokenizer, NoTokenizer, Tokenizer
-from .sampler import SampledToken, Sampler, TokenMask
+from .sampler import SampledToken, Sampler
 from .sampling import Sampling
+from .structured import TokenMask
 
 
 class NextTokens(NamedTuple):

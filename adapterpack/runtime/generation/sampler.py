@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import ConfigError, NonFinite
 from .logits_processors import LOGITS_PROCESSORS, RowStart, make_processors, require_in_vocabulary
 from .sampling import Sampling
+from .structured import TokenMask
 
 Logprobs = tuple[tuple[int, float], ...]
 _NONE = np.float32(-np.inf)
@@ -38,27 +39,6 @@ class SampledToken(NamedTuple):
     token: int
     logprob: float | None = None
     top_logprobs: Logprobs = ()
-
-
-class TokenMask(Protocol):
-    """The tokens that a grammar permits next in a row."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether only an end token may follow."""
-
-    @property
-    def pending(self) -> Future[Any] | None:
-        """The computation of the next mask, if it runs on another thread; :meth:`allowed` waits for it."""
-
-    def allowed(self, vocabulary: int) -> np.ndarray:
-        """Returns whether each token may be next, ``[vocabulary]`` bool."""
-
-    def accept(self, token: int) -> None:
-        """Advances the grammar by the token that was chosen."""
-
-    def copy(self) -> Self:
-        """Returns an independent mask in the same state, for another row."""
 
 
 class Sampler:
