@@ -5,7 +5,6 @@ that it alters is a note.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -188,13 +187,3 @@ def list_first(names: list[str], most: int = 5) -> str:
     """
     shown = ", ".join(printable(name[:200]) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def plain_name(text: str) -> str:
-    """Replaces the characters that a pack's name may not have.
-
-    Example:
-        >>> plain_name("my LoRA (v2)")
-        'my-LoRA-v2'
-    """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:128] or "adapter"

@@ -247,6 +247,11 @@ def _identity(stat: os.stat_result) -> Identity:
     return Identity(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
+def sha256_of_text(text: str) -> str:
+    """Returns the sha256 of a text in UTF-8, as hex; half of a surrogate pair is taken as it is."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """Returns the sha256 of a file's bytes, as hex.
 

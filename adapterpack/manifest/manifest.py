@@ -80,6 +80,18 @@ MOST_SETTINGS = 1 << 20
 ones again.
 """
 NAME = re.compile(structs.NAME)
+
+
+def plain_name(text: str, otherwise: str = "adapter") -> str:
+    """Replaces the characters that a pack's name may not have; ``otherwise`` is the name if none is left.
+
+    Example:
+        >>> plain_name("my LoRA (v2)")
+        'my-LoRA-v2'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:128] or otherwise
+
+
 METHODS = "methods"
 """The feature of a pack in which some group has another method than the pack."""
 PACKED = "packed"

@@ -236,9 +236,7 @@ def _lock(sha256: str) -> Iterator[Path | None]:
     folder = own_folder(cache_folder() / "partial")
     with storage_errors(folder):
         remove_old(folder, _KEPT_SECONDS)
-        descriptor = os.open(
-            folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600
-        )
+        descriptor = os.open(folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         taken = False
         with suppress(OSError):  # a file system without locks
