@@ -69,7 +69,8 @@ def _lengths(site: Site) -> np.ndarray:
 
 
 def _normal_form(cfg: DoRA, params: Params, site: Site) -> NormalForm:
-    A, B = params["lora_A"], cfg.scale * params["lora_B"]
+    A = params["lora_A"]
+    B = cfg.scale * params["lora_B"]
     ratio = params["lora_magnitude_vector"] / _norm(params["lengths"], site.weight, constant(A), constant(B))
     # `output_scale` also scales the bias; the shift restores it.
     shift = None if site.base_bias is None else (1 - ratio) * site.base_bias

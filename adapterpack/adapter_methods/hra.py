@@ -88,7 +88,8 @@ def _steps(unit: Array) -> tuple[Array, Array]:
     With unit vectors a, b and d = b - a:  H_a H_b = I + 2 a (d - |d|^2 b)^T - 2 d b^T.
     """
     xp = array_namespace(unit)
-    width, count = unit.shape[0], unit.shape[1] // 2
+    width = unit.shape[0]
+    count = unit.shape[1] // 2
     first, second = unit[:, : 2 * count : 2], unit[:, 1::2]
     apart = second - first
     turn = apart - xp.sum(apart * apart, axis=0, keepdims=True) * second

@@ -62,7 +62,8 @@ def _cut(cfg: KaSA, site: Site) -> Arrays:
 
 
 def _normal_form(cfg: KaSA, params: Params, site: Site) -> NormalForm:
-    A, B = params["lora_A"], cfg.scale * params["lora_B"] * params["lora_diag"]
+    A = params["lora_A"]
+    B = cfg.scale * params["lora_B"] * params["lora_diag"]
     xp = array_namespace(A, B)
     return NormalForm(
         down=Dense(xp.concat([A, params["cut_down"]], axis=0)),

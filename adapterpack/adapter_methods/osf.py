@@ -79,7 +79,8 @@ def _share_or_number(value: Any) -> Any:
 
 def _count_kept(cfg: OSF, site: Site) -> int:
     """Returns how many directions stay fixed, such that at least one is trained."""
-    most, wanted = min(site.out_features, site.in_features), cfg.effective_rank
+    most = min(site.out_features, site.in_features)
+    wanted = cfg.effective_rank
     kept = most // 2 if wanted is None else int(most * wanted) if isinstance(wanted, float) else wanted
     return min(kept, most - 1)
 

@@ -95,7 +95,8 @@ def _pair(
         if not sparsity:
             bound = math.sqrt(3.0) * (gain / math.sqrt(shape[2]))
             return numbers.uniform(shape, -bound, bound, ml_dtypes.bfloat16)
-        drawn, part = numbers.uniform(shape, 0.0, 1.0), 1 / (2 * sparsity)
+        drawn = numbers.uniform(shape, 0.0, 1.0)
+        part = 1 / (2 * sparsity)
         return (drawn > np.float32(1 - part)).astype(np.float32) - (drawn < np.float32(part))
 
     A = draw(r, 1, narrow)

@@ -155,7 +155,8 @@ _KEYS = PeftKeys(
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
     """Determines the sites' numbers from the P that PEFT's file stores for each."""
-    cfg, count = content.config, len(content.sites)
+    cfg = content.config
+    count = len(content.sites)
     if (count == 1 or content.packed) and all(
         "tinylora_P" not in params for params in content.sites.values()
     ):

@@ -102,7 +102,8 @@ def _change(params: Params, site: Site) -> Array:
 
 
 def _normal_form(cfg: TrainableTokens, params: Params, site: Site) -> NormalForm:
-    change, place = _change(params, site), params["place"]
+    change = _change(params, site)
+    place = params["place"]
     xp = array_namespace(change)
     chosen = place[:, None] == 1 + xp.arange(change.shape[0], device=change.device)[None, :]
     return NormalForm(down=Dense(change), up=Dense(xp.astype(chosen, change.dtype)))
@@ -114,7 +115,8 @@ def _forward(
     """Computes a tied head: adds the change of the chosen rows to the outputs of their tokens, and zero to
     all others.
     """
-    xp, y = array_namespace(x), base(x)
+    xp = array_namespace(x)
+    y = base(x)
     gained = xp.matmul(x, _change(params, site).T)
     nothing = xp.zeros((*gained.shape[:-1], 1), dtype=gained.dtype, device=gained.device)
     # Place 0 selects the prepended zero, so tokens that are not trained gain nothing.
@@ -180,7 +182,8 @@ def _untie(content: PeftContent) -> PeftContent:
     """Drops the heads that are tied to a table, whose rows PEFT writes a second time: of modules with equal
     tensors, those that the config does not name.
     """
-    targets, sites = content.written.get("target_modules"), content.sites
+    targets = content.written.get("target_modules")
+    sites = content.sites
     names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
     named = {path for path in sites if any(f".{path}".endswith(f".{name}") for name in names)}
     kept = {}

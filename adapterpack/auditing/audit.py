@@ -100,7 +100,8 @@ def audit(
     checkpoint, loaded = opened_base(base, loaded)
     union = _union(loaded)
     costs = {path: _bytes(parts, checkpoint) for path, parts in union.items()}
-    done, total = 0, max(1, sum(costs.values()))
+    done = 0
+    total = max(1, sum(costs.values()))
     sites: list[AuditedSite] = []
     skipped: list[Skipped] = []
     for path, parts in union.items():

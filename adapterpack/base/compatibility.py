@@ -269,7 +269,8 @@ def require(
         BaseMismatch: it is another base, or nothing shows that it is this one and ``allow_structural`` is
             false.
     """
-    verdict, recorded = compare(wanted, actual), recorded_fingerprint(wanted)
+    verdict = compare(wanted, actual)
+    recorded = recorded_fingerprint(wanted)
     if verdict.accepted or (allow_structural and verdict.name == "structural") or not any(recorded):
         return verdict
     what = (

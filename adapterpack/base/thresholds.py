@@ -44,7 +44,8 @@ def thresholds_of(config: Config) -> Thresholds:
         >>> found.known[0].field, found.known[0].length, found.unjudged
         ('text_config.sliding_window', 40, ('hash_window',))
     """
-    known, unjudged = list[Threshold](), list[str]()
+    known = list[Threshold]()
+    unjudged = list[str]()
     for prefix, part in _parts(config, ""):
         lengths = (*_of_fields(part), *_of_rotations(part))
         known += [Threshold(prefix + field, length, field in ENDS) for field, length in lengths]

@@ -45,7 +45,8 @@ def assemble(
         raise ConfigError(
             "a seed is a whole number", where="seed", expected="from 0 on", found=seed, remedy="give another"
         )
-    base, task = common_base(parents), common_task(parents)
+    base = common_base(parents)
+    task = common_task(parents)
     chosen = _with_base_width(read_tree(tree), base)
     by_name = _members(parents, chosen)
     members = tuple(
@@ -171,7 +172,8 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
 def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]]) -> Site:
     """Returns the site if all members at it describe the same one."""
     sites = [adapter.site for _, adapter in parts.values()]
-    first, names = sites[0], list(parts)
+    first = sites[0]
+    names = list(parts)
     for name, site in zip(names, sites, strict=True):
         require_same_site((names[0], first), (name, site))
         if site.kind not in method.traits.layers:

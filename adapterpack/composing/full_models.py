@@ -218,7 +218,8 @@ def _coefficients(rule: Rule, arguments: Arguments, view: Coordinates) -> np.nda
     if rule.coefficients is not None:
         return np.array([rule.coefficients(weights, **arguments)])
     assert rule.mix is not None
-    count, (m, n) = len(weights), view.shape
+    count = len(weights)
+    (m, n) = view.shape
     per = _lines(arguments, view.shape)
     products = np.zeros(({"row": m, "column": n}.get(per, 1), count, count))
     for rows in row_blocks(m, n, _BLOCK // count):

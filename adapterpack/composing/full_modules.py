@@ -61,7 +61,8 @@ def _average(packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules
 def _pick(packs: Sequence[Pack], of: str) -> CombinedModules:
     """Returns the modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
-    unknown, expected = "none of the packs has that name", " or ".join(by_name)
+    unknown = "none of the packs has that name"
+    expected = " or ".join(by_name)
     require_among(unknown, of, by_name, ConfigError, "whole", expected=expected)
     return CombinedModules(
         replace(common_type(packs), labels=by_name[of].manifest.task.labels),

@@ -111,7 +111,8 @@ def drafts_of(fleet: Fleet) -> tuple[dict[str, Site], Fit]:
 
 
 def _draft(fleet: Fleet, member: Member) -> MemberDraft:
-    pack, shared = fleet.pack(member.name), fleet.shared(member.name)
+    pack = fleet.pack(member.name)
+    shared = fleet.shared(member.name)
     factors = {adapter.site.path: adapter for adapter in pack.adapters()}
     sites = {path: (adapter.site, adapter.weight) for path, adapter in factors.items()}
     changes = {

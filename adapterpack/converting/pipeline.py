@@ -119,7 +119,8 @@ def convert(
     name = plain_name(target.name if written.folder else target.stem)
     notes: Notes = ()
     if isinstance(source, Pack):
-        form, pack = FORMATS["pack"], require_base_fits(source, model)
+        form = FORMATS["pack"]
+        pack = require_base_fits(source, model)
     else:
         path = folder_of(source)
         form = detect(path)

@@ -79,7 +79,8 @@ _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def check_threads() -> CheckResult:
     """Reports the threads of a computation, and the share of the processors that this process may use."""
-    usable, quota = cores(), _quota()
+    usable = cores()
+    quota = _quota()
     facts = {
         "processors": os.cpu_count(),
         "usable": usable,

@@ -87,7 +87,8 @@ def _run(folder: Path, tokens: np.ndarray | None = None) -> _Run:
     once by random tokens, which do not count for the scales; or by the given ``tokens``.
     """
     session = Session(folder, provider="cpu", verify="off", mapped=True)
-    reader, prompts = AdapterReader(session), texts(session)
+    reader = AdapterReader(session)
+    prompts = texts(session)
     prompts, natural, rng = [*prompts, *prompts], len(prompts), np.random.default_rng(7)
     longest = max(map(len, prompts))
     room = (context_of(session) or _LENGTH + _ROOM) - _ROOM

@@ -92,7 +92,8 @@ def evaluate(
         checked[:] = kind, kind.read(table, report)
 
     folder = bundle_for(bundle, packs, progress=progress, accept=check)
-    session, loaded = Session(folder, provider), list[str]()
+    session = Session(folder, provider)
+    loaded = list[str]()
     if folder == folder_of(bundle):
         loaded = [session.load(pack) for pack in packs]
     else:
@@ -248,7 +249,8 @@ def _loss(
     if session.task.has_encoder:
         inputs = {"input_ids": ids, "decoder_input_ids": [*start_ids(session)[:1], *labels[:-1]]}
     else:
-        inputs, labels = {"input_ids": ids}, [*labels[1:], IGNORED]
+        inputs = {"input_ids": ids}
+        labels = [*labels[1:], IGNORED]
     arrays = {name: np.array([value], np.int64) for name, value in inputs.items()}
     learned = np.flatnonzero(np.array(labels) != IGNORED)
     logits = session.run(arrays, model.adapter)["logits"][0][learned].astype(np.float64)

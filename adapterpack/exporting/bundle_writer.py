@@ -147,7 +147,8 @@ def _say_defaults(path: Path, source: ExportSource) -> None:
     """Writes what only the transformers class knows into the bundle's configuration: attention windows, from
     which the engine's graph is built without transformers, and the sizes of images.
     """
-    written, resolved = read_json(path), config_of(source.folder).to_dict()
+    written = read_json(path)
+    resolved = config_of(source.folder).to_dict()
     said = said_in(written, resolved)
     if "image_features" in source.task.main.inputs:
         vision = {**resolved["vision_config"], **said.get("vision_config", {})}
@@ -200,7 +201,8 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Say) -> None
     require_space(folder, total)
     for value in values:
         value.const_value = _row_by_row(value.const_value)
-    written, last = 0, time.monotonic()
+    written = 0
+    last = time.monotonic()
 
     def tell(tensor: ir.TensorProtocol, info: object) -> None:
         nonlocal written, last

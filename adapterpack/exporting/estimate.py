@@ -66,7 +66,8 @@ class ExportEstimate(NamedTuple):
 
 def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEstimate:
     """Estimates the export of a source with this plan of its proof."""
-    base, quantize = Checkpoint(source.folder), job.quantize
+    base = Checkpoint(source.folder)
+    quantize = job.quantize
     extents = [info.shape for info in base.tensors.values()]
     numbers = count_numbers(base)
     stored = sum(info.nbytes for info in base.tensors.values())

@@ -285,7 +285,8 @@ def _task(new: Checkpoint) -> m.PackTask:
 
 
 def _base(old: Checkpoint) -> m.Base:
-    fingerprint, model_type = old.fingerprint(), old.config.get("model_type")
+    fingerprint = old.fingerprint()
+    model_type = old.config.get("model_type")
     return m.Base(
         old.name,
         old.commit,

@@ -50,7 +50,8 @@ def attention_inputs(node: ir.Node) -> AttentionInputs | None:
 
 
 def _of_operator(node: ir.Node) -> AttentionInputs | None:
-    queries, count = node.inputs[0], node.attributes.get_int("q_num_heads", 0)
+    queries = node.inputs[0]
+    count = node.attributes.get_int("q_num_heads", 0)
     shape = [] if queries.shape is None else list(queries.shape)
     width = shape[-1] if shape else None
     if len(shape) == 3 and count:

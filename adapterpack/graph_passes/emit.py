@@ -371,7 +371,8 @@ class _SiteNodes:
         slots = self.slots
         op = self._op_under("attended")
         assert site.heads is not None
-        heads, queries = site.heads, self.emitter.latest(site.heads.queries)
+        heads = site.heads
+        queries = self.emitter.latest(site.heads.queries)
 
         def lift(field: str, axes: list[int]) -> ir.Value:
             return op("Unsqueeze", slots[field], self._constant(f"{field}/axes", axes))
@@ -390,7 +391,8 @@ class _SiteNodes:
 
     def _branch(self, branch: Branch, z: ir.Value) -> ir.Value:
         """Computes ``act(norm(z) down + down_bias) up + up_bias``; the branch's name prefixes the fields."""
-        slots, op = self.slots, self._op_under(branch.name)
+        slots = self.slots
+        op = self._op_under(branch.name)
         product, vector = self._leaves_of(branch.name)
         if branch.normed:
             ones = self._constant("ones", np.ones(self.site.out_features, np.float32))
@@ -404,7 +406,8 @@ class _SiteNodes:
         """Computes ``((x down) (g spread)) up``, where g is the softmax over the scores that reach the k-th
         largest.
         """
-        slots, op = self.slots, self._op_under(route.name)
+        slots = self.slots
+        op = self._op_under(route.name)
         product, vector = self._leaves_of(route.name)
         narrow = product(x, "down")
         if route.scores == "fuse":
@@ -476,7 +479,8 @@ class _SiteNodes:
         return self.op("Reshape", what, value, self._constant(f"{what}/shape", list(map(int, shape))))
 
     def _constant(self, name: str, numbers: ArrayLike) -> ir.Value:
-        full, values = f"{ADDED}{self.site.path}/{name}", self.emitter.values
+        full = f"{ADDED}{self.site.path}/{name}"
+        values = self.emitter.values
         if full not in values:
             array = np.asarray(numbers)
             if array.dtype == np.float32:

@@ -53,7 +53,8 @@ def _is_stack(value: ir.Value) -> bool:
 
 def _of_groups(node: ir.Node) -> ExpertProduct | None:
     """Returns the product whose parts, one for each expert in their order, a ``Concat`` joins."""
-    found, start = set(), None
+    found = set()
+    start = None
     for number, part in enumerate(node.inputs):
         product = part.producer()
         if product is None or product.op_type != "MatMul":

@@ -81,7 +81,8 @@ def _packable(node: ir.Node, site: MappedSite) -> bool:
 
 def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     """Replaces several MatMuls by one MatMul and a Split, and returns the MatMul."""
-    x, weights = old[0].inputs[0], [node.inputs[1] for node in old]
+    x = old[0].inputs[0]
+    weights = [node.inputs[1] for node in old]
     widths = [weight.shape[1] for weight in weights]
     tensors = [weight.const_value for weight in weights]
     # lazy, so that the packed weight is in memory only while it is written

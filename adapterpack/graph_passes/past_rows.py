@@ -103,7 +103,8 @@ class PastRows:
         """Returns the sum of values ``added`` to scores ``[batch, heads, sequence, total]``, with the keys of
         each row from the beginning of its cache on.
         """
-        add, name = self._add, "+".join(value.name for value in added)
+        add = self._add
+        name = "+".join(value.name for value in added)
         if name not in self._biases:
             total = added[0]
             for other in added[1:]:

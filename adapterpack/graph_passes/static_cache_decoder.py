@@ -262,7 +262,8 @@ def _forget_lengths(model: ir.Model, prefix: str, ends: Sequence[ir.Value], news
         (copies[value],) = copied.outputs
         return copies[value]
 
-    todo, reached = [*ends], {*news}
+    todo = [*ends]
+    reached = {*news}
     while todo:
         value = todo.pop()
         node = value.producer()
@@ -359,7 +360,8 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
     wanted = add_input(graph, LOGITS_POSITIONS, [batch, "kept"], ir.DataType.INT64)
-    product, full = last_product(logits), logits
+    product = last_product(logits)
+    full = logits
     if product is not None and not any(
         site.node == product.name and site.positional for site in bundle.sites.values()
     ):
@@ -417,7 +419,8 @@ def _take_rows_as_inputs(model: ir.Model, sites: SiteMap) -> None:
         picks = "Transpose" if len(value.shape) == len(shape) else "Gather"
         # an input without a default: the engine feeds every slot at each step
         del graph.initializers[value.name]
-        value.const_value, value.name = None, f"{path}.{field}"
+        value.const_value = None
+        value.name = f"{path}.{field}"
         value.shape, value.type = (
             ir.Shape(["adapters" if is_looked_up(field, site) else "adapter_rows", *shape]),
             ir.TensorType(dtype),
@@ -579,7 +582,8 @@ def _join_values(model: ir.Model) -> None:
 
 
 def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention]:
-    inputs, (_, beside) = attention_inputs(node), scores_and_sinks(node)
+    inputs = attention_inputs(node)
+    (_, beside) = scores_and_sinks(node)
     weights = node.outputs[0]
     # the share of the sinks is cut off, and the heads of all rows may be one axis
     between = {"Reshape", "Cast"} if beside is None else {"Reshape", "Cast", "Slice"}

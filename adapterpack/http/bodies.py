@@ -22,7 +22,8 @@ _MIN_RATE = 16 << 10
 """The least bytes a second after the grace period. Without it a client could send a body for ever."""
 
 
-_DROPPED, _DROP_SECONDS = 16 << 20, 0.5
+_DROPPED = 16 << 20
+_DROP_SECONDS = 0.5
 
 
 class DrainBodyOnError:
@@ -124,7 +125,8 @@ async def body_of(request: Request, max_bytes: int, seconds: float | None = None
     return b"".join(parts)
 
 
-_MOST_FIELDS, _MOST_HEADERS = 64, 4 << 10
+_MOST_FIELDS = 64
+_MOST_HEADERS = 4 << 10
 
 
 def fields_of(data: bytes, content_type: str) -> dict[str, bytes]:

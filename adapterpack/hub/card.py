@@ -258,7 +258,8 @@ def draw_losses(points: Sequence[Mapping[str, float]]) -> str:
         0        ██
     """
     losses = [point["loss"] for point in points]
-    low, high = min([0.0, *losses]), max([0.0, *losses])
+    low = min([0.0, *losses])
+    high = max([0.0, *losses])
     heights = [round(8 * _ROWS * (loss - low) / ((high - low) or 1.0)) for loss in losses]
     labels = {0: f"{high:.3g}", _ROWS - 1: f"{low:.3g}"}
     rows = [

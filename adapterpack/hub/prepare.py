@@ -139,7 +139,8 @@ def _pack(
         or not (folder / m.FILE_NAME).is_file()
         or f"sha256:{sha256_of(folder / m.FILE_NAME)}" != pack.id
     ):
-        folder, report = pack.write(scratch / "pack").path or scratch, None
+        folder = pack.write(scratch / "pack").path or scratch
+        report = None
     if report is None:  # always validates the exact files that are sent
         pack, report = check(folder)
     files = _list_files(folder, m.FILE_NAME, pack.manifest.files)

@@ -242,7 +242,8 @@ def download(
             found=free,
             remedy="free some, or set ADAPTERPACK_CACHE to another disk",
         )
-    done, total = 0, sum(entry.size for entry in artifact.files)
+    done = 0
+    total = sum(entry.size for entry in artifact.files)
 
     def tell(more: int) -> None:
         nonlocal done
@@ -334,7 +335,8 @@ def _import_peft(folder: Path, token: str | None) -> tuple[Pack, tuple[str, ...]
 
 
 def _with_base(pack: Pack, base: RemoteBase) -> Pack:
-    fingerprint, model_type = base.fingerprint(), base.config.get("model_type")
+    fingerprint = base.fingerprint()
+    model_type = base.config.get("model_type")
     identified = structs.replace(
         pack.manifest.base,
         commit=base.commit,

@@ -272,7 +272,8 @@ class _Push:
         """Checks that the hub now lists exactly what was sent, and that files outside of the folder are as
         ``before``.
         """
-        whole, prefix = tree(remote.whole_repo), self.reference.prefix
+        whole = tree(remote.whole_repo)
+        prefix = self.reference.prefix
         there = in_folder(whole, prefix)
         wrong = [
             name

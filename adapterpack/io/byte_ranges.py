@@ -53,7 +53,8 @@ def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:
     view = memoryview(buffer.reshape(-1).view(np.uint8).data)
     while view:
         count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
+        view = view[count:]
+        offset += count
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -113,7 +113,8 @@ def bytes_of(source: HashedSource) -> bytearray:
         StorageError: it cannot be read.
     """
     with storage_errors(source.path), open_regular(source.path) as file:
-        data, start = bytearray(source.nbytes), 0
+        data = bytearray(source.nbytes)
+        start = 0
         _require_same(source, file.fileno())
         for offset, nbytes in source.ranges:
             if not fill(file.fileno(), memoryview(data)[start : start + nbytes], offset):

@@ -92,7 +92,8 @@ def lock_folder(folder: Path) -> int | None:
         return None
     try:
         if take_lock(descriptor):
-            status, there = os.fstat(descriptor), folder.lstat()
+            status = os.fstat(descriptor)
+            there = folder.lstat()
             if os.path.samestat(status, there) and is_own(there):
                 return descriptor
     except OSError:

@@ -50,7 +50,8 @@ class Streamed(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._held:
             return self._held[name]
-        data, info = self._bytes(name), self._infos.get(name)
+        data = self._bytes(name)
+        info = self._infos.get(name)
         if info is None or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
             raise self._changed(name)
         data.flags.writeable = False

@@ -131,10 +131,12 @@ def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Yields key, item and annotation of everything that a value contains, where the annotation describes
     such a container.
     """
-    kinds, is_list = list(_choices(kind)), isinstance(value, list)
+    kinds = list(_choices(kind))
+    is_list = isinstance(value, list)
     fitting = (one for one in kinds if is_list is ((typing.get_origin(one) or one) in (tuple, list)))
     kind = next(fitting, kinds[0])
-    arguments, origin = typing.get_args(kind), typing.get_origin(kind) or kind
+    arguments = typing.get_args(kind)
+    origin = typing.get_origin(kind) or kind
     if isinstance(value, list) and origin in (tuple, list):
         yield from ((number, item, arguments[0]) for number, item in enumerate(value))
     elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):

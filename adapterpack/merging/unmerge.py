@@ -206,7 +206,8 @@ def _restore(merged: Checkpoint, target: plan.MergeTarget, name: str) -> np.ndar
             remedy=_NO_BASE,
         )
     stored = merged.read(name)
-    work, scratch = target.storage.reader.work, Scratch()
+    work = target.storage.reader.work
+    scratch = Scratch()
     result = np.empty_like(stored)
     matrices = (to_matrix(target.kind, value) for value in (stored, result))
     pairs = zip(*(matrix if is_stacked(target.kind) else [matrix] for matrix in matrices), strict=True)

@@ -68,7 +68,8 @@ class RequestsJob:
 
     def _post(self, number: int, line: Line) -> Posted | AdapterpackError:
         """Returns the request of a line, or what is wrong with it."""
-        row, where = line.row, f"{self._where}, line {line.number}"
+        row = line.row
+        where = f"{self._where}, line {line.number}"
         if not isinstance(row, dict):
             return row
         if not is_request(row):

@@ -57,7 +57,8 @@ def codes_of(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.DataType] | None:
     """
     if node.op_type != "MatMul" or node.inputs[1] is None:
         return None
-    floats, dtype = node.inputs[1].producer(), ir.DataType.FLOAT
+    floats = node.inputs[1].producer()
+    dtype = ir.DataType.FLOAT
     if floats is not None and floats.op_type == "Cast":
         floats, dtype = floats.inputs[0].producer(), ir.DataType(floats.attributes.get_int("to"))
     wide = floats.inputs[0].producer() if floats is not None and floats.op_type == "Mul" else None
@@ -83,7 +84,8 @@ def make_fast(node: ir.Node) -> None:
             add_initializer(graph, ir.tensor(number, name=name))
         return graph.initializers[name]
 
-    x, zero = node.inputs[0], constant("zero", np.uint8(_ZERO))
+    x = node.inputs[0]
+    zero = constant("zero", np.uint8(_ZERO))
     if dtype != ir.DataType.FLOAT:
         x = add("Cast", "/wide", x, to=ir.DataType.FLOAT)
     largest = add(

@@ -101,7 +101,8 @@ def _rows_at_once(node: ir.Node) -> int:
 
 
 def _divide(node: ir.Node) -> None:
-    graph, rows = node.graph, _number(node, "N")
+    graph = node.graph
+    rows = _number(node, "N")
     assert graph is not None
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     pieces = []
@@ -120,9 +121,11 @@ def _part(graph: ir.Graph, value: ir.Value | None, rows: int, start: int, count:
     """Returns ``count`` rows of an initializer that has ``rows``, from ``start`` on, on the same bytes."""
     if value is None or value.const_value is None:
         return None
-    whole, name = value.const_value, f"{value.name}/{start}"
+    whole = value.const_value
+    name = f"{value.name}/{start}"
     if name in graph.initializers:
         return graph.initializers[name]
-    extents, row = whole.shape.numpy(), whole.size // rows
+    extents = whole.shape.numpy()
+    row = whole.size // rows
     shape = (count, *extents[1:]) if extents[0] == rows else (count * row,)
     return add_initializer(graph, part_of(whole, name, shape, at=start * row * whole.dtype.bitwidth // 8))

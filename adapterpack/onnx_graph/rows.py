@@ -160,7 +160,8 @@ def _equal(
     wanted: np.ndarray, wanted_keys: np.ndarray, stored: np.ndarray, stored_keys: np.ndarray, shift: int
 ) -> list[RowRun]:
     """Returns the runs in which row ``r`` of ``wanted`` equals row ``r + shift`` of ``stored``."""
-    low, high = max(0, -shift), min(len(wanted), len(stored) - shift)
+    low = max(0, -shift)
+    high = min(len(wanted), len(stored) - shift)
     # the keys are cheap: compare full rows only where they agree
     likely = wanted_keys[low:high] == stored_keys[low + shift : high + shift]
     equal = np.zeros(len(wanted), bool)

@@ -17,7 +17,8 @@ from ..errors import FormatError, storage_errors
 from ..io import open_regular, whole
 
 _GRAPH, _INITIALIZER = 7, 5
-_NAME, _PAYLOADS = 8, (9, 4)
+_NAME = 8
+_PAYLOADS = (9, 4)
 _VARINT = 0
 _FIXED64 = 1
 _BYTES = 2
@@ -85,7 +86,8 @@ def walk(path: Path) -> tuple[bytes, dict[str, Embedded]]:
         if not data:
             raise FormatError("the file is empty", where=path, expected="an ONNX model")
         source = _Bytes(path, data)
-        skeleton, embedded = bytearray(), dict[str, Embedded]()
+        skeleton = bytearray()
+        embedded = dict[str, Embedded]()
         has_graph = False
         for field in _fields(source, 0, len(data)):
             if field.number == _GRAPH and field.wire == _BYTES:

@@ -38,7 +38,8 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
     Raises:
         Unsupported: the pack is for another task.
     """
-    name, own = pack.outline.task.type, task_of(pack)
+    name = pack.outline.task.type
+    own = task_of(pack)
     if name == NO_TASK or own is task:
         return
     # A pack that brings its own trained head cannot serve another task's head.

@@ -221,7 +221,8 @@ class Pack(Described, Shown):
             self.where,
         )
         for group, site, cfg in zip(groups, sites, configs, strict=True):
-            params, method = self._params_at(group.path), self.method_of(group)
+            params = self._params_at(group.path)
+            method = self.method_of(group)
             if shape_of is not None:
                 check_shapes(method, cfg, site, params, self.where)
             yield Adapter(

@@ -244,7 +244,8 @@ def _expand_patterns(
 def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapters, Tensors]:
     """Returns the sites of the folder's own method and their shared tensors."""
     assert method.peft is not None
-    file, kinds = folder / TENSORS, content.kinds
+    file = folder / TENSORS
+    kinds = content.kinds
     if method.peft.from_peft_file is not None:
         try:
             content = method.peft.from_peft_file(content)
@@ -274,7 +275,8 @@ def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapt
         adapters[site] = (cfg, params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
-    shapes, storage = shapes_of(content.shared), method.storage
+    shapes = shapes_of(content.shared)
+    storage = method.storage
     first, _ = next(iter(adapters.values()))
     wanted = {} if storage.shared is None else storage.shared.shapes(first, list(adapters))
     if shapes != wanted:

@@ -177,7 +177,8 @@ def site_errors(exact: Pack, other: Pack) -> Iterator[tuple[str, Error]]:
     """
     found = {adapter.site.path: adapter for adapter in other.adapters()}
     for one in exact.adapters():
-        two, (largest, squares, total) = found[one.site.path], (0.0, 0.0, 0.0)
+        two = found[one.site.path]
+        (largest, squares, total) = (0.0, 0.0, 0.0)
         rows, columns = one.site.out_features, one.site.in_features
         separable = one.method.traits.row_separable and two.method.traits.row_separable
         wide, other_wide = _wide(one), _wide(two)

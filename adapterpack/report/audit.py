@@ -162,7 +162,8 @@ def _names(result: Result) -> list[str]:
 
 
 def _cards(result: Result) -> list[Card]:
-    total, many = result["total"], len(result["packs"]) > 1
+    total = result["total"]
+    many = len(result["packs"]) > 1
     relative = number(total["combined"]["relative_norm"])
     cards = [
         Card(
@@ -210,7 +211,8 @@ def _changes(result: Result) -> Table:
 
 def _pairs(result: Result) -> list[tuple[str, Table]]:
     """Builds a table for each figure, with its caption: one row and one column for each pack."""
-    names, total = _names(result), result["total"]
+    names = _names(result)
+    total = result["total"]
     columns = ["pack", *(str(index + 1) for index in range(len(names)))]
     tables = [
         (total["cosine"], decimal, "Cosine of the changes: 1 the same, 0 unrelated, -1 opposite."),

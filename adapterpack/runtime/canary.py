@@ -157,7 +157,8 @@ def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:
     """
     if session.bundle.mode == "folded":
         return None
-    modules, sites = _fed_modules(session.bundle, pack), session.bundle.sites
+    modules = _fed_modules(session.bundle, pack)
+    sites = session.bundle.sites
 
     def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
         fixed = {

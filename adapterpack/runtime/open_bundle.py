@@ -69,7 +69,8 @@ class OpenBundle:
         mapped: bool = False,
         verify: str = "cached",
     ) -> None:
-        self.folder, self._verify = bundle_folder(bundle), verify
+        self.folder = bundle_folder(bundle)
+        self._verify = verify
         manifest = manifest_bytes(self.folder)
         self.bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         made_of = self.bundle.parity.get(MADE_OF)
@@ -388,7 +389,8 @@ class OpenBundle:
 
     def _with(self, pack: Pack) -> Self:
         """Returns a copy, as :meth:`freeze` does, with one more adapter."""
-        one, before = self.freeze(), self._adapters
+        one = self.freeze()
+        before = self._adapters
         with self.compare_files():  # the base's own weights may be read
             attached = self._mode.load(before.attached, pack)
             prompt = self._prompt(pack)

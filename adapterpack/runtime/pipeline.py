@@ -73,7 +73,8 @@ def _run_images(session: OpenBundle, part: Part, arrays: Arrays, batch: PinnedRo
     """
     layout = session.image_layout
     given = layout.whole({name: arrays[name] for name in IMAGES if name in arrays})
-    lengths, ids = layout.lengths(given), arrays.get("input_ids")
+    lengths = layout.lengths(given)
+    ids = arrays.get("input_ids")
     rows = list(range(len(lengths))) if ids is None else rows_of_images(ids, session.image_token, lengths)
     outputs = []
     for feeds, images in layout.passes(given):
@@ -198,7 +199,8 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
     prefix = rows.prefix(session.inputs)
     for name, array in prefix.cache.items():
         given.setdefault(name, array)
-    past, mask = past_length(given), given.get("attention_mask")
+    past = past_length(given)
+    mask = given.get("attention_mask")
     if past is None:  # the states of all layers are of fixed size: only the mask says how much they have read
         past = 0 if mask is None else max(mask.shape[-1] - length, 0)
     if TOKEN_TYPES in graph.inputs:  # a first pass is the prompt, whose tokens see all of it

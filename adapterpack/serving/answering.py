@@ -45,7 +45,8 @@ def running(
     """
     record, state = context.record, context.state
     state.quotas.charge_prompt(context.key, prompt_tokens)
-    record.rows, record.prompt_tokens = len(rows), prompt_tokens
+    record.rows = len(rows)
+    record.prompt_tokens = prompt_tokens
     watching = asyncio.create_task(_watch_client(context.request, output))
     with state.traffic.count(context.key.id, record, rows, output):
         state.engine.add(rows)
@@ -157,7 +158,8 @@ class TextResponse(PendingResponse):
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yields the events of the stream, those of one engine step together."""
-        count, event = len(self.output.sequences), self.writer.event
+        count = len(self.output.sequences)
+        event = self.writer.event
         pieces: list[bytes] = []
         sent = [(0, 0)] * count
         going = set(range(count))

@@ -187,7 +187,8 @@ class InProcess:
     async def _answer(self, request: Posted) -> Reply:
         """Handles one request through ASGI, as an HTTP server would."""
         received = [{"type": "http.request", "body": request.body, "more_body": False}]
-        status, body = 0, bytearray()
+        status = 0
+        body = bytearray()
 
         async def receive() -> Any:
             if received:

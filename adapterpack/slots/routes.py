@@ -105,7 +105,8 @@ def route_arrays(routes: tuple[Route, ...]) -> Arrays:
         count = len(route.widths)
         bias = None
         if isinstance(gate, Attention):
-            branch, weights = RouteBranch(number, "fuse"), gate.query
+            branch = RouteBranch(number, "fuse")
+            weights = gate.query
         elif isinstance(gate, SoftmaxGate):
             branch = RouteBranch(number, "abs" if gate.magnitude else "dot")
             weights = gate.keys

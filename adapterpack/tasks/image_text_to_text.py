@@ -107,7 +107,8 @@ def _fill(
     media: Any, seen: Sequence[Sequence[tuple[str, int]]], number: int, conversation: Conversation
 ) -> Conversation:
     """Returns a conversation with the model's own texts in the places of its pictures."""
-    reader, rest = media.reader, iter(text for text, _ in seen[number])
+    reader = media.reader
+    rest = iter(text for text, _ in seen[number])
 
     def fill(text: str) -> str:
         if reader.mark not in text:

@@ -60,7 +60,8 @@ def result(
         return no_head("objects")
     logits = outputs["logits"][0].astype(np.float64)
     boxes = outputs["pred_boxes"][0]
-    count, own = len(head.labels), int((logits[0] > _ABSENT).sum())
+    count = len(head.labels)
+    own = int((logits[0] > _ABSENT).sum())
     if own > count:
         weights = np.exp(logits[:, :own] - logits[:, :own].max(-1, keepdims=True))
         chances = (weights / weights.sum(-1, keepdims=True))[:, :count]

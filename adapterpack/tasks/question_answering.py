@@ -187,7 +187,8 @@ def _place(context: str, text: str, start: int) -> tuple[int, int]:
 
 def _place_of_only(row: Row) -> tuple[int, int]:
     """Returns where the answer of a row without lists is in its context; ``(0, 0)`` if there is none."""
-    text, start = row["answer"], row.get("answer_start")
+    text = row["answer"]
+    start = row.get("answer_start")
     if text is None or text == "":
         return 0, 0
     count = row["context"].count(text_of(text))

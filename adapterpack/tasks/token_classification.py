@@ -141,13 +141,15 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         begins = now[0] != OUTSIDE and (now[0] in "BSU" or before[0] in "OESLU" or now[1] != before[1])
         if before[0] != OUTSIDE and (begins or now[0] == OUTSIDE):
             found.add((before[1], start, at - 1))
-        start, before = at if begins else start, now
+        start = at if begins else start
+        before = now
     return found
 
 
 def metrics(outputs: Any, targets: Any, names: Sequence[str]) -> dict[str, float]:
     """Returns F1 of the entities, and the share of words with the right label."""
-    learned, best = targets != IGNORED, np.argmax(outputs, -1)
+    learned = targets != IGNORED
+    best = np.argmax(outputs, -1)
     right = 0
     wanted = 0
     given = 0

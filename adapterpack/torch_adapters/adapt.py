@@ -250,7 +250,8 @@ def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Tensors:
     """Returns the initial values of the parameters that all sites of a plan share; empty if the method has
     none.
     """
-    shared, sites = plan.method.storage.shared, list(plan.configs)
+    shared = plan.method.storage.shared
+    sites = list(plan.configs)
     if shared is None:
         return {}
     if shared.reads_weights:

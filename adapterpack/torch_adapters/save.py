@@ -80,7 +80,8 @@ def save(
         )
     chosen = adapter or names[0]
     parts = parts_of(model, chosen)
-    task, checkpoint = _task(model), checkpoint_of(model, base)
+    task = _task(model)
+    checkpoint = checkpoint_of(model, base)
     # A head from a pack brings its labels along; a head that :func:`adapt` added has those in the model's
     # config.
     head = labels_of(model, chosen) or _own_labels(model, task, bool(parts.full))

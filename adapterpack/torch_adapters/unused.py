@@ -104,7 +104,8 @@ def _find(
     if silent and not _are_silent(model, silent, example, outputs):
         # The model uses an operation without a gradient, so the graph proves nothing.
         silent = set()
-    experts, whole = experts_in(model), reads_text_alone(model)
+    experts = experts_in(model)
+    whole = reads_text_alone(model)
     return [
         path
         for path, module in modules.items()
@@ -158,7 +159,8 @@ def _layer_of(model: nn.Module, path: str) -> nn.Module | None:
 
 def _sample(model: nn.Module, samples: Sequence[Row]) -> Row | None:
     """Returns the first of the samples on the model's device, or None."""
-    device, first = device_of(model), next(iter(samples), None)
+    device = device_of(model)
+    first = next(iter(samples), None)
     return first and {
         key: value.to(device) if hasattr(value, "to") else value for key, value in first.items()
     }

@@ -229,7 +229,8 @@ def _is_tied(module: nn.Module, table: nn.Module) -> bool:
     """Whether two modules share one weight. Offloading by accelerate gives each its own copy, so there the
     values are compared.
     """
-    weight, table_weight = getattr(module, "weight", None), table.weight
+    weight = getattr(module, "weight", None)
+    table_weight = table.weight
     if (
         weight is None
         or weight is table_weight

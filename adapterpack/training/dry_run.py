@@ -207,7 +207,8 @@ def _decode(row: Row, reader: Any) -> list[dict[str, Any]]:
     comes last.
     """
     decode = (reader.tokenizer if isinstance(reader, Media) else reader).decode
-    ids, labels = row["input_ids"], row.get("labels")
+    ids = row["input_ids"]
+    labels = row.get("labels")
     if isinstance(labels, list) and len(labels) == len(ids):
         parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED)
         return [

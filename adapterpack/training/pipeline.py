@@ -160,7 +160,8 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
     Raises:
         ConfigError, Unsupported: it cannot.
     """
-    kind, task = TRAINERS[config.trainer], get_task(config.task)
+    kind = TRAINERS[config.trainer]
+    task = get_task(config.task)
     require_task(kind, task)
     require_rewards(kind, rewards)
     if not kind.rows:

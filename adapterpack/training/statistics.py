@@ -87,7 +87,8 @@ def measure(
             found=rows,
             remedy="give more rows",
         )
-    chosen, folder = as_pack(pack), folder_of(base)
+    chosen = as_pack(pack)
+    folder = folder_of(base)
     task = task_for(chosen, folder)
     tokenizer = load_tokenizer(folder)
     if kind == "texts":

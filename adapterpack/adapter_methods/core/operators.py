@@ -365,7 +365,8 @@ class BlockSums(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         """``x M^T``."""
-        xp, lead = array_namespace(x), x.shape[:-1]
+        xp = array_namespace(x)
+        lead = x.shape[:-1]
         times, rest = divmod(self.width, self.length)
         whole = xp.sum(xp.reshape(x[..., : times * self.length], (*lead, times, self.length)), axis=-2)
         if not rest:

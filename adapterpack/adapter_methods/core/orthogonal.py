@@ -86,7 +86,8 @@ def linear(function: Callable[..., Array], *matrices: Array) -> Array:
     """Returns ``function(*matrices)``, computed in float32 if the dtype is smaller, because linear algebra
     libraries do not support half precision.
     """
-    xp, dtype = array_namespace(*matrices), matrices[0].dtype
+    xp = array_namespace(*matrices)
+    dtype = matrices[0].dtype
     if dtype in (xp.float32, xp.float64):
         return function(*matrices)
     return xp.astype(function(*(xp.astype(matrix, xp.float32) for matrix in matrices)), dtype)

@@ -59,7 +59,8 @@ def softmax(scores: Array) -> Array:
 
 def keep_largest(scores: Array, top_k: int, other: float) -> Array:
     """Returns scores ``[..., experts]`` with ``other`` in place of all but the ``top_k`` largest."""
-    xp, experts = array_namespace(scores), scores.shape[-1]
+    xp = array_namespace(scores)
+    experts = scores.shape[-1]
     if top_k >= experts:
         return scores
     # A threshold instead of indices keeps every score that ties with the k-th, in any array library.

@@ -108,7 +108,8 @@ class TorchGenerator:
     def _scalar_normals(self, count: int) -> np.ndarray:
         pairs = self._raw(4 * -(-count // 2)).reshape(-1, 2, 2) @ np.array([1 << 32, 1], np.uint64)
         first, second = ((pairs & ((1 << 53) - 1)) * 2.0**-53).T
-        radius, angle = np.sqrt(-2 * np.log1p(-second)), 2 * math.pi * first
+        radius = np.sqrt(-2 * np.log1p(-second))
+        angle = 2 * math.pi * first
         return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:count]
 
     def _raw(self, count: int) -> np.ndarray:
@@ -168,5 +169,6 @@ def _box_muller(uniform: np.ndarray) -> np.ndarray:
     radii, the others the angles.
     """
     first, second = np.moveaxis(uniform.reshape(-1, 2, 8), 1, 0)
-    radius, angle = np.sqrt(-2 * np.log(1 - first)), 2 * math.pi * second
+    radius = np.sqrt(-2 * np.log(1 - first))
+    angle = 2 * math.pi * second
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

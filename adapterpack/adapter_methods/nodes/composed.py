@@ -92,7 +92,8 @@ class Composed(SiteConfig):
         """The parameters that are not trained: under a router all parameters of the members, otherwise those
         that the members themselves freeze.
         """
-        routed, site = bool(_routers(self.spots)), Site("", _WIDE, _WIDE)
+        routed = bool(_routers(self.spots))
+        site = Site("", _WIDE, _WIDE)
         kept: set[str] = set()
         for spot in self.spots:
             if spot.kind.tensors is not None and not spot.kind.trained:

@@ -28,7 +28,8 @@ def attention_parameters(content: PeftContent) -> PeftContent:
     if not owners:
         return content
     times = 2 if _counted_twice(content.written.get("peft_version")) else 1
-    cfg, sites = content.config, dict(content.sites)
+    cfg = content.config
+    sites = dict(content.sites)
     ranks = dict(cfg.rank_pattern)
     alphas = dict(cfg.alpha_pattern)
     kinds = dict(content.kinds)

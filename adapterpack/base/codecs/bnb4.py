@@ -37,7 +37,8 @@ def match(base: Checkpoint) -> list[Weight]:
 
 def _weight(module: ModuleTensors, kind: str) -> Weight:
     """Returns the weight of one module, after checking the shapes of its parts."""
-    base, state_name = module.base, f"{module.path}{_STATE}{kind}"
+    base = module.base
+    state_name = f"{module.path}{_STATE}{kind}"
     rows, columns, block, nested, dtype = _state(module, state_name)
     blocks = -(-rows * columns // block)
     packed = module.part("weight", tuple({"U8", *FLOATS}))

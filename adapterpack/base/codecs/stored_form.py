@@ -158,7 +158,8 @@ def _blocks(weight: Weight, stored: QuantizedRows, span: CodeSpan) -> Blocks:
     """Returns the block form of a weight."""
     grid, columns = weight.grid, weight.shape[1]
     bits, offset = _container(span, weight)
-    q, order = (stored.codes.astype(np.int16) + offset).astype(np.uint8), None
+    q = (stored.codes.astype(np.int16) + offset).astype(np.uint8)
+    order = None
     members = grid.groups.members
     if members is not None:
         order = np.argsort(members, kind="stable")

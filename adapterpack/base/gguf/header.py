@@ -171,7 +171,8 @@ def read_header(data: bytes | mmap, where: Path) -> GGUFHeader:
     values: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
     for _ in range(keys):
-        begin, key = cursor.at, cursor.text(_MAX_NAME)
+        begin = cursor.at
+        key = cursor.text(_MAX_NAME)
         if key in values:
             raise FormatError("a key stands twice", where=where, found=key)
         values[key] = cursor.value(cursor.number("I"))
@@ -203,7 +204,8 @@ def align(offset: int, alignment: int) -> int:
 
 def _info(cursor: _Cursor) -> GGUFTensor:
     """Reads the entry of one tensor, whose offset is relative to the first byte of all."""
-    name, rank = cursor.text(_MAX_NAME), cursor.number("I")
+    name = cursor.text(_MAX_NAME)
+    rank = cursor.number("I")
     if not name or not 1 <= rank <= 4:
         raise FormatError(
             "a tensor must have a name and one to four dimensions",

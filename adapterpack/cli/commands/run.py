@@ -220,7 +220,8 @@ def _print_answers(
             raise error
         rows += 1
         if error is not None:
-            failed, first = failed + 1, first or first_of(number, error)
+            failed += 1
+            first = first or first_of(number, error)
         # the answer to a batch request is already an object in OpenAI's form
         if as_json or row.keys() >= {"custom_id", "response"}:
             print_json({"command": "run", **row} if as_json else row, compact=True)

@@ -122,7 +122,8 @@ class _Distribution:
 
     def moved(self, points: np.ndarray, values: Sequence[float]) -> None:
         """Updates mean, paths, covariance and step from the values at the points."""
-        n, half = len(self.mean), max(1, len(points) // 2)
+        n = len(self.mean)
+        half = max(1, len(points) // 2)
         shares = math.log(half + 0.5) - np.log(np.arange(1, half + 1))
         shares /= shares.sum()
         size = 1 / np.sum(shares**2)

@@ -86,5 +86,6 @@ def _slope(over: Overlaps, m: np.ndarray, lam: float) -> np.ndarray:
         for j in range(T):
             inner = sum(over.P[j][k] @ C[k] for k in range(T)) @ over.P[i][i]
             slope[j] += 2 / over.sizes[i] * np.einsum("rk,rk->k", over.A[j], inner @ over.A[i])
-    sizes, signs = np.abs(m), np.sign(m)
+    sizes = np.abs(m)
+    signs = np.sign(m)
     return np.asarray(slope + lam / m.shape[1] * signs * (sizes.sum(axis=0) - sizes))

@@ -66,7 +66,8 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
             ],
             remedy="convert a copy of the folder without the files of the head",
         )
-    left, modules = dict(tensors), {}
+    left = dict(tensors)
+    modules = {}
     for number, module in enumerate(head.modules):
         # AdapterHub's head repeats dropout, linear layer, activation
         place = f"heads.{name}.{3 * number + 1}"

@@ -121,7 +121,8 @@ def _lora(
 def _ia3(
     tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str
 ) -> tuple[Site, Any, Arrays]:
-    factors, method = tensors["lora_B"], get("ia3")
+    factors = tensors["lora_B"]
+    method = get("ia3")
     if factors.shape[1] != 1:
         raise FormatError(
             "(IA)^3 has one factor for each output", where=f"{where}, {path}", found=factors.shape

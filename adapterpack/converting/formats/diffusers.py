@@ -82,7 +82,8 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> Notes:
     part = recorded if recorded in (*_PARTS, _ITSELF) else _part(plain, base)
     prefix = "" if part == _ITSELF else f"{part}."
     tensors: Arrays = {}
-    configs, named = {}, published_in(pack, base)
+    configs = {}
+    named = published_in(pack, base)
     for site in site_factors(plain, "diffusers"):
         path = named(site.path)
         tensors |= {f"{prefix}{path}.{_A}": site.down, f"{prefix}{path}.{_B}": site.up}
@@ -148,7 +149,8 @@ def _sites(
     """Returns the sites of one model by module path, and the modules without a stated alpha."""
     require_pairs(modules, (_A, _B), source.path)
     sites: _Sites = {}
-    stated, without_alpha = _stated_config(file.metadata, part, source), []
+    stated = _stated_config(file.metadata, part, source)
+    without_alpha = []
     for path, leaves in modules.items():
         down, up = file.read(leaves[_A]), file.read(leaves[_B])
         if down.ndim != 2 or up.ndim != 2:

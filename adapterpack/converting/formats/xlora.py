@@ -74,7 +74,8 @@ def _detect(path: Path) -> bool:
 
 
 def _read(source: ConversionSource) -> Reading:
-    config, where = read_config(source.path / CONFIG), source.path / CONFIG
+    config = read_config(source.path / CONFIG)
+    where = source.path / CONFIG
     if source.part is not None:
         raise Unsupported(
             "an X-LoRA is one adapter, without parts to choose from",

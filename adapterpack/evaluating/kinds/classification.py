@@ -67,7 +67,8 @@ def _any(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
         np.array([[name in row for name in names] for row in some])
         for some in ([[*map(str, labels)] for labels in rows.expected], answers)
     )
-    both, every = (wanted & given).sum(1), wanted.sum(1) + given.sum(1)
+    both = (wanted & given).sum(1)
+    every = wanted.sum(1) + given.sum(1)
     f1 = np.where(every, 2 * both / np.maximum(every, 1), 1.0)
     same = (wanted == given).all(1)
     measures = [ratio("f1", 2 * both, every), f1_of_labels(given, wanted), ratio("accuracy", same)]

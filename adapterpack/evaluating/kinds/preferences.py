@@ -96,9 +96,11 @@ def _judge(rows: AnsweredRows) -> Judgement:
 def _judge_verdicts(rows: AnsweredRows) -> Judgement:
     value = _values(rows.replies)[:, 0]
     good = np.array([row.known for row in rows.rows])
-    measures, name = [_gap("margin", value, good)], "log_likelihood"
+    measures = [_gap("margin", value, good)]
+    name = "log_likelihood"
     if rows.base is not None and rows.base is not rows.replies:
-        value, name = value - _values(rows.base)[:, 0], "reward"
+        value = value - _values(rows.base)[:, 0]
+        name = "reward"
         measures += [ratio("reward_accuracy", (value > 0) == good), _gap("reward_margin", value, good)]
     return Judgement(measures, {name: value}, np.where(good, -value, value), value.tolist())
 

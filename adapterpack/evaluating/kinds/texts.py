@@ -171,7 +171,8 @@ def longest_common(one: Sequence[str], two: Sequence[str]) -> int:
         >>> longest_common("abcd", "xacyd")
         3
     """
-    lengths, others = np.zeros(len(two) + 1, int), np.array([*two])
+    lengths = np.zeros(len(two) + 1, int)
+    others = np.array([*two])
     for word in one:
         longer = np.where(others == word, lengths[:-1] + 1, lengths[1:])
         lengths[1:] = np.maximum.accumulate(np.maximum(longer, lengths[1:]))

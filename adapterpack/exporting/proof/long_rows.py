@@ -60,7 +60,8 @@ def prove_long_rows(
     Raises:
         ParityError: a row differs.
     """
-    task, config = source.task, config_of(source.folder)
+    task = source.task
+    config = config_of(source.folder)
     packs: dict[str | None, Pack | None] = {None: None, **{pack.name: pack for pack in source.packs}}
     rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
     most = context_of(session)

@@ -323,7 +323,8 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
         or (output[..., wide:] > NONE_BELOW).any()
     ):
         return Errors(float("inf"), 0.0, 0.0)
-    output, chosen = output[..., :wide], ... if real is None else real
+    output = output[..., :wide]
+    chosen = ... if real is None else real
     error = np.abs(output - reference)[chosen].max()
     scale = np.abs(reference[chosen]).max()
     # with one number for each position, argmax picks one position of a row
@@ -379,7 +380,8 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], st
     image_token = session.image_token if "image_features" in session.task.main.inputs else None
     errors = []
     for number in range(max(len(names), len(LENGTHS))):
-        row, name = number % len(LENGTHS), names[number % len(names)]
+        row = number % len(LENGTHS)
+        name = names[number % len(names)]
         alone = session.run(row_of(batch, row, image_token), name)
         steps.tick()
         for key, together in single[name].items():

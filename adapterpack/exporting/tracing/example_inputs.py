@@ -54,7 +54,8 @@ def example(
     Raises:
         Unsupported: how the model hears is not known.
     """
-    rng, inputs = np.random.default_rng(seed), Arrays()
+    rng = np.random.default_rng(seed)
+    inputs = Arrays()
     if "pixel_values" in task.inputs and "image_features" not in task.main.inputs:
         shape, _ = images_of(config, "height" in task.main.axes.get("pixel_values", ()))
         inputs["pixel_values"] = rng.standard_normal((len(lengths), *shape)).astype(np.float32)
@@ -141,5 +142,6 @@ def images_of(config: PretrainedConfig, free: bool) -> tuple[tuple[int, int, int
     any_size = size is None
     with contextlib.suppress(Unsupported):
         made = preparation(Path(config._name_or_path)).extent
-        size, any_size = made or size, made is None
+        size = made or size
+        any_size = made is None
     return image_shape({**vision, "image_size": size or _SMALL}), any_size

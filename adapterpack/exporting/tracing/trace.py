@@ -89,7 +89,8 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
     tensors = {
         name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()
     }
-    graphs, sound = {}, sound_of(model)
+    graphs = {}
+    sound = sound_of(model)
     parts = [_with_axes(part, sound, model) for part in task.parts]
     for part in parts:
         form = part_class(part.form)(model)

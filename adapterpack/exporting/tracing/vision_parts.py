@@ -210,7 +210,8 @@ class SeeingDecoder(CausalDecoder):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        text, self.types = model.config.get_text_config(), type_name(model)
+        text = model.config.get_text_config()
+        self.types = type_name(model)
         by_image = getattr(text, "use_bidirectional_attention", None) == "vision"
         self.ahead = self.types == "token_type_ids" or by_image
 

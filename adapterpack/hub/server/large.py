@@ -53,7 +53,8 @@ def batch(asked: HubRequest) -> Response:
     """Returns the upload URLs of large files; files that are present need none. ``held`` lists parts that are
     present already.
     """
-    wanted, answer = asked.json(Batch), []
+    wanted = asked.json(Batch)
+    answer = []
     for one in wanted.objects:
         stored = asked.storage.renew(one.oid)
         upload = None if stored else _action(asked, one, "multipart" in wanted.transfers)
@@ -119,7 +120,8 @@ async def _receive(asked: HubRequest, signed: str, path: Path) -> str:
     size = asked.hub.access.require_signed(signed, asked.request.query_params)
     if size + SPARE > asked.storage.free():
         raise HTTPError(507, "NoSpace", "The hub's disk is full")
-    count, hasher = 0, hashlib.sha256()
+    count = 0
+    hasher = hashlib.sha256()
     with path.open("wb") as file:
 
         def take(chunk: bytes) -> None:

@@ -75,7 +75,8 @@ class UploadedParts:
         paths = [self.root / sha256 / f"{number}-{etag}" for number, etag in enumerate(etags, 1)]
         if not all(path.is_file() for path in paths):
             raise bad_request("A part is missing: send the file again")
-        hasher, count = hashlib.sha256(), 0
+        hasher = hashlib.sha256()
+        count = 0
         with storage_errors(self.root), self.storage.incoming() as whole:
             with whole.open("wb") as target:
                 for path in paths:

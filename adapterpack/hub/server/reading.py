@@ -28,7 +28,8 @@ def whoami(asked: HubRequest) -> Response:
     """Returns the owner of the token."""
     if asked.account is None:
         raise HTTPError(401, "Unauthorized", "Invalid username or password.")
-    name, role = asked.account.name, "write" if asked.account.write else "read"
+    name = asked.account.name
+    role = "write" if asked.account.write else "read"
     return JSONResponse(
         {
             "type": "user",
@@ -89,7 +90,8 @@ def info(asked: HubRequest) -> Response:
 
 def tree(asked: HubRequest) -> Response:
     """Lists files and folders below a path, in pages that the Link header connects."""
-    query, folder = asked.request.query_params, asked.path.strip("/")
+    query = asked.request.query_params
+    folder = asked.path.strip("/")
     recursive = query.get("recursive", "").lower() in {"true", "1"}
     files = _commit(asked)[1].files
     if folder and "cursor" not in query and next(files.below(folder, recursive), None) is None:
@@ -137,7 +139,8 @@ def resolve(asked: HubRequest) -> Response:
     """Returns the bytes of a file, or a range of them; for HEAD only the metadata."""
     oid, commit = _commit(asked)
     asked.hub.access.require_granted(asked.account, asked.storage.settings(asked.repo))
-    entry, of_commit = commit.files.get(asked.path), {"X-Repo-Commit": oid}
+    entry = commit.files.get(asked.path)
+    of_commit = {"X-Repo-Commit": oid}
     if entry is None:
         missing = {**of_commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
         return JSONResponse({"error": "Entry not found"}, 404, missing)

@@ -96,7 +96,8 @@ class Tree(Mapping[str, Entry]):
                         yield parent, None
                 if parents and not recursive:
                     # skips the contents of that folder
-                    start, more = prefix + parents[0] + _AFTER_SLASH, True
+                    start = prefix + parents[0] + _AFTER_SLASH
+                    more = True
                     break
                 yield path, entry
                 before = path

@@ -131,7 +131,8 @@ def settings(asked: HubRequest) -> Response:
     """Sets who may see a repository (``visibility``), and whether reading its files needs a grant
     (``gated``).
     """
-    value, changes = asked.json(dict[str, Any]), dict[str, Any]()
+    value = asked.json(dict[str, Any])
+    changes = dict[str, Any]()
     if "gated" in value:
         changes["gated"] = value["gated"]
     if "visibility" in value or "private" in value:

@@ -130,7 +130,8 @@ class Remote:
         """
         from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
 
-        where, pause = f"{self}, {path}", constants.HF_HUB_DOWNLOAD_TIMEOUT
+        where = f"{self}, {path}"
+        pause = constants.HF_HUB_DOWNLOAD_TIMEOUT
 
         def require_commit(response: Any) -> None:
             commit = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")

@@ -127,8 +127,10 @@ def _by_the_official_client(remote: Remote, draft: Draft, progress: Progress) ->
 def _by_requests(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any, Any]:
     url = f"{remote.endpoint}/api/models/{remote.repo}"
     branch = quote(remote.reference.revision, safe="")
-    query, files = "?create_pr=1" if draft.pr else "", draft.files
-    total, done = sum(file.size for file in files.values()), 0
+    query = "?create_pr=1" if draft.pr else ""
+    files = draft.files
+    total = sum(file.size for file in files.values())
+    done = 0
 
     def count(more: int) -> None:
         nonlocal done
@@ -165,7 +167,8 @@ def _by_requests(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any,
 
 def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]:
     """Returns the paths of the files that the hub wants as large files of git."""
-    large, paths = set[str](), list(files)
+    large = set[str]()
+    paths = list(files)
     for start in range(0, len(paths), _BATCH):
         value = {
             "files": [

@@ -202,7 +202,8 @@ def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
     Raises:
         HubError: the body arrives too slowly.
     """
-    started, count = time.monotonic(), 0
+    started = time.monotonic()
+    count = 0
     for chunk in chunks:
         count += len(chunk)
         if time.monotonic() - started > allowed_seconds(count):
@@ -254,7 +255,8 @@ def request_json(
             require_unrepeated(secret, json.dumps(value, ensure_ascii=False), where)
         return response, msgspec.convert(value, kind)
     except (ValueError, RecursionError):
-        expected, found = "JSON", repr(data[:40])
+        expected = "JSON"
+        found = repr(data[:40])
     except msgspec.ValidationError as error:
         expected, found = "what its API describes", str(error)[:200]
     raise HubError("the hub does not answer as it should", where=where, expected=expected, found=found)
@@ -335,7 +337,8 @@ def _error(response: Any, where: object, host: str | None) -> Exception:
         return HubError(
             f"the host that keeps the hub's files answers {response.status_code}", where=where, found=host
         )
-    reason, data = response.headers.get("X-Error-Message", ""), b""
+    reason = response.headers.get("X-Error-Message", "")
+    data = b""
     if not reason and "Content-Encoding" not in response.headers:
         for chunk in in_time(response.iter_raw(), where):
             data += chunk

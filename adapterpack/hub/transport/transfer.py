@@ -99,7 +99,8 @@ class _Download:
         self.listed = listed
         self.place = place
         self.progress = progress
-        self.where, self.wanted = f"{remote}, {listed.path}", sha256
+        self.where = f"{remote}, {listed.path}"
+        self.wanted = sha256
         self.restart()
         if place.exists():
             with storage_errors(place), place.open("rb") as file:

@@ -41,7 +41,8 @@ class Journal:
     """
 
     def __init__(self, staging: Path, share: JobShare, files: Iterable[str]) -> None:
-        self.staging, self.folder = staging, staging / FOLDER
+        self.staging = staging
+        self.folder = staging / FOLDER
         self.folder.mkdir(exist_ok=True)
         # at first all: an earlier process may have written to them
         self._unsynced, self._lock = set(files), threading.Lock()
@@ -94,7 +95,8 @@ class Journal:
         Raises:
             OSError: at the end of the block, where a sync failed.
         """
-        ended, failed = threading.Event(), list[OSError]()
+        ended = threading.Event()
+        failed = list[OSError]()
 
         def sync_repeatedly() -> None:
             try:
@@ -149,7 +151,8 @@ def _trusted(data: bytes, count: int) -> Finished:
     trusted: Finished = {}
     waiting: list[tuple[int, int, LossSums | None]] = []
     for raw in data.splitlines(keepends=True):
-        line, offset = _parse_line(raw), offset + len(raw)
+        line = _parse_line(raw)
+        offset += len(raw)
         if "boot" in line:
             # written before a reboot, so possibly never flushed to the disk
             waiting = [] if not same_boot else waiting

@@ -295,7 +295,8 @@ def _write_bias(
     with tensor.write(context) as sink:
         write_all(sink, stored, place.offset)
     context.ticker.add(stored.nbytes)
-    change, reread = after - before, stored.astype(before.dtype)
+    change = after - before
+    reread = stored.astype(before.dtype)
     return sums_of(change[None], ((reread - before) - change)[None], bool(np.any(reread != before)))
 
 

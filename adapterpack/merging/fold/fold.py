@@ -205,7 +205,8 @@ class Change(NamedTuple):
         """Adds what is no plain product of factors to the ``change`` of a block, and returns the changed
         bias.
         """
-        xp, total = array_namespace(weight), bias
+        xp = array_namespace(weight)
+        total = bias
         for factor, reads, fold in self.others:
             # The fold of zero is the change itself, free of the base's rounding, unless the method looks at
             # the base.

@@ -138,7 +138,8 @@ class GGUFBase(MergeBase):
         self.file = GGUFFile(Path(path))
         self.folder, self._watch = self.file.path.parent, None
         name = self.file.path.name
-        self.index, self.identities = None, {name: before}
+        self.index = None
+        self.identities = {name: before}
         self.files: dict[str, Any] = {name: self.file}
         self.shard_of = dict.fromkeys(self.file.tensors, name)
         self.quantized = {

@@ -34,7 +34,8 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
         ConfigError: llama.cpp has no such type.
     """
     _require_no_additions(base, todo, dtype)
-    header, folds = base.file.header, sources(todo)
+    header = base.file.header
+    folds = sources(todo)
     infos = b""
     places = list[TensorInfo]()
     end = 0

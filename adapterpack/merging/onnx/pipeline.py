@@ -194,7 +194,8 @@ def _open(source: Path, checkpoint: StrPath | None, packs: Sequence[Pack]) -> It
             remedy="rename one: NAME=PATH",
         )
     with scratch_folder() as scratch:
-        path, left_out = source / GRAPH, tuple[str, ...]()
+        path = source / GRAPH
+        left_out = tuple[str, ...]()
         if bundle.mode != "folded":
             path = scratch / GRAPH
             strip_adapters(source, bundle, path)

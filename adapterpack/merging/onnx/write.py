@@ -52,7 +52,8 @@ class GraphWriter:
             columns = slice(piece.start, piece.stop)
             before, after = self._put_floats(piece, rows.start, piece.at, new[:, columns])
             return WrittenBlock(rows, columns, before, after, self.graph.stored[piece.initializer].dtype)
-        start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
+        start = max(rows.start, piece.start)
+        stop = min(rows.stop, piece.stop)
         if start >= stop:
             return None
         part = new[start - rows.start : stop - rows.start]

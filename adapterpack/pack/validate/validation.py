@@ -201,7 +201,8 @@ def cap_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Returns the findings, at most a thousand per rule plus their number, because a malicious file can have
     one every few bytes.
     """
-    kept, counts = list[Finding](), Counter[str]()
+    kept = list[Finding]()
+    counts = Counter[str]()
     for finding in findings:
         counts[finding.rule] += 1
         if counts[finding.rule] <= _MOST_FINDINGS:

@@ -106,7 +106,8 @@ def quality(session: Session, adapter: str | None, rows: Sequence[Example]) -> Q
         )
         return Quality(math.exp(float(np.mean(losses))), right_labels, np.array(labels))
     perplexity, best = _score(session, adapter, rows)
-    asked, right = [row for row in rows if row.expected is not None], None
+    asked = [row for row in rows if row.expected is not None]
+    right = None
     if asked:
         longest = max(len(session.tokenizer.encode(row.expected or "", special=False)) for row in asked)
         answers = [
@@ -176,7 +177,8 @@ def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
         raise ConfigError(
             "the model's context has no room for an answer", where=session.folder.name, found=room + _NEW
         )
-    rng, words = np.random.default_rng(0), vocabulary(session.folder)
+    rng = np.random.default_rng(0)
+    words = vocabulary(session.folder)
     short, long = (rng.integers(1, words, min(length, room // 2)).tolist() for length in (_SHORT, _LONG))
 
     def generate(prompt: list[int], new: int) -> None:

@@ -184,7 +184,8 @@ def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: 
     # this also replaces the Add's own input, which the next line restores
     y.replace_all_uses_with(corrected, replace_graph_outputs=True)
     total.replace_input_with(0, y)
-    y.name, corrected.name = f"{name}/rounded:0", shown
+    y.name = f"{name}/rounded:0"
+    corrected.name = shown
 
 
 def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

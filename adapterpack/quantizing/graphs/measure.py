@@ -150,7 +150,8 @@ def inputs_of(session: Session) -> Arrays:
     """Creates pseudo-random inputs in the forms that the task takes: the canary's ids, and images or features
     of the graph's shapes; with a text, an image in every row.
     """
-    rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
+    rng = np.random.default_rng(canary.SEED)
+    rows = len(canary.LENGTHS)
     inputs: Arrays = {}
     shapes = {
         name: value.shape

@@ -143,7 +143,8 @@ def _with_codes(
         if GRAPH_SCHEMES[wanted.scheme].budgeted
         else ((lambda name: wanted.setting), {})
     )
-    count, sites = 0, dict(bundle.sites)
+    count = 0
+    sites = dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
         count += quantize_file(
@@ -201,7 +202,8 @@ def quantize_file(
     ``choose`` returns the setting of each product, ``head`` is the setting of the product that computes the
     logits, and a ``compensator`` corrects the error. ``stored`` are the codes of a quantized base.
     """
-    model, data = ir.load(path), f"{path.name}.data"
+    model = ir.load(path)
+    data = f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
         scratch = Path(name)
         count = write_quantized(model, scratch / path.name, scheme, choose, head, second, compensator, stored)

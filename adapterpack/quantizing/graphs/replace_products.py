@@ -28,7 +28,8 @@ def round_products(rewriting: Rewriting) -> int:
         setting = rewriting.head if product.weight is head_weight else rewriting.choose(product.node.name)
         if setting is None:
             return None
-        columns, stack = not setting.block_size, len(product.weight.shape) != 2
+        columns = not setting.block_size
+        stack = len(product.weight.shape) != 2
         if columns and stack:
             return None
         algorithm = ALGORITHMS["rtn" if stack else setting.algorithm]

@@ -117,7 +117,8 @@ class Sampler:
         Raises:
             ConfigError: a parameter names a token that the model does not have.
         """
-        options, size = self.options, len(logits)
+        options = self.options
+        size = len(logits)
         for name, named in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
             require_in_vocabulary(name, max(named, default=0), size)
         ids, bias = self._bias

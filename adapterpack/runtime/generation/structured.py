@@ -51,7 +51,8 @@ class MaskQueue:
     """
 
     def __init__(self) -> None:
-        self._lock, self._runs = threading.Lock(), False
+        self._lock = threading.Lock()
+        self._runs = False
         self._tasks = deque[tuple[Future[bytes], Callable[[], bytes]]]()
 
     def submit(self, compute: Callable[[], bytes]) -> Future[bytes]:

@@ -123,7 +123,8 @@ class _TiledImages(ImageLayout):
         return {PIXELS: _noise(rng, count, max(self.counts(sizes)), *image_shape(self.vision)), **sizes}
 
     def passes(self, given: Arrays) -> Iterator[Pass]:
-        counts, pixels = self.counts(given), given[PIXELS]
+        counts = self.counts(given)
+        pixels = given[PIXELS]
         tiles = [image[:count] for image, count in zip(pixels, counts, strict=True)]
         yield {PIXELS: np.concatenate(tiles)}, np.repeat(np.arange(len(counts)), counts).tolist()
 
@@ -215,11 +216,14 @@ class _PatchedImages(_Patches):
         grids = iter(given[GRIDS])
         found = np.zeros((len(ids), ids.shape[1] + 1, 3), np.int64)
         for row, own in enumerate(mask > 0):
-            tokens, moved = np.append(ids[row][own], -1), 0
-            offsets, place = np.zeros((len(tokens), 3), np.int64), 0
+            tokens = np.append(ids[row][own], -1)
+            moved = 0
+            offsets = np.zeros((len(tokens), 3), np.int64)
+            place = 0
             while place < len(tokens):
                 if tokens[place] != token:
-                    offsets[place], place = moved, place + 1
+                    offsets[place] = moved
+                    place += 1
                     continue
                 _, height, width = (int(edge) for edge in next(grids))
                 high, wide = height // self._merge, width // self._merge

@@ -299,7 +299,8 @@ def fill_marks(text: str, mark: str, pictures: Sequence[SeenPicture]) -> str:
         return text
     first, *rest = text.split(mark)
     if not rest:
-        first, rest = "", [*[""] * (len(pictures) - 1), text]
+        first = ""
+        rest = [*[""] * (len(pictures) - 1), text]
     if len(rest) != len(pictures):
         raise ConfigError(
             "a prompt must have one mark for each of its images",

@@ -73,7 +73,8 @@ class ChatSession:
     ) -> None:
         self.session, self.system = session, system
         self.messages: list[dict[str, Any]] = []
-        self._engines, self._stopping = GrowingEngine(_PREFIXES), False
+        self._engines = GrowingEngine(_PREFIXES)
+        self._stopping = False
         self.adapter = adapter
         self.sampling = sampling
 

@@ -177,7 +177,8 @@ class RowRunner:
                 session.pack(name)
         self._adapters = tuple(dict.fromkeys(adapters)) or (session.default,)
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
-        self._batch_size, self.block = batch_size, BLOCK * batch_size
+        self._batch_size = batch_size
+        self.block = BLOCK * batch_size
         self._executor: _Executor | None = None
         """None for tasks that only run in batches."""
         if isinstance(session.task.answer, OnePass):
@@ -377,7 +378,8 @@ class _Texts(_Executor):
     def add(self, outcome: RowOutcome) -> int | None:
         """Submits the row, unless it needs a longer engine while others run."""
         # name and pack stay consistent, whatever is loaded meanwhile
-        session, task = self._session.freeze(), self._session.task
+        session = self._session.freeze()
+        task = self._session.task
         assert task.prompt is not None
         (name,) = session.names([outcome.row["adapter"]], 1)
         session.pin([name])
@@ -409,7 +411,8 @@ class _Texts(_Executor):
             "pack": outcome.pack,
             **describe(completion, self._session),
         }
-        outcome.tokens, outcome.request = len(completion.ids), None
+        outcome.tokens = len(completion.ids)
+        outcome.request = None
 
 
 def _in_order(executor: _Executor, rows: Iterator[RowOutcome]) -> Iterator[RowOutcome]:

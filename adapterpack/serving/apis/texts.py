@@ -164,7 +164,8 @@ def open_api(
     engine: DecoderEngine, limits: ServerLimits, sampling: str = "model", share_prefixes: bool = False
 ) -> Api:
     """Makes the API for an engine."""
-    texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows
+    texts = Texts(engine, limits, sampling, share_prefixes)
+    rows = engine.rows
     chats = engine.bundle.has_tokenizer and engine.bundle.tokenizer.template
     talk = {"messages": [{"role": "user", "content": "Hello"}]} if chats else None
     return Api(

@@ -164,7 +164,8 @@ class MessageReader:
     """
 
     def __init__(self, calls: Callable[[], CallReader] | None) -> None:
-        self._reader, self._text = None if calls is None else calls(), ""
+        self._reader = None if calls is None else calls()
+        self._text = ""
 
     def read(self, text: str, ended: bool) -> list[AnswerPiece]:
         """Takes more text, and returns the new pieces of the message."""

@@ -74,7 +74,8 @@ class RequestOutput:
             return
         well = event.finish_reason in (None, "stop", "length")
         if well:
-            self.first, self.last = self.first or at, at
+            self.first = self.first or at
+            self.last = at
         row.text, row.reason, row.stop = event.text, event.finish_reason, event.stop
         row.error, row.result = event.error, event.result or {}
         row.scored, row.reused = event.scored, event.reused

@@ -93,7 +93,8 @@ class Keys:
     def __init__(
         self, keys: Sequence[Key] = (), path: Path | None = None, unread_seconds: float = 60.0
     ) -> None:
-        self._keys, self._most_unread = _by_digest(keys), unread_seconds
+        self._keys = _by_digest(keys)
+        self._most_unread = unread_seconds
         self._file = (
             None if path is None else ReloadingFile("keys", [path], lambda: _by_digest(read_keys(path)))
         )
@@ -261,5 +262,6 @@ def new_key(name: str) -> tuple[str, str]:
             expected="1 to 64 letters, digits, dots, hyphens and underscores, a letter or a digit first",
         ) from error
     read_back = plain_yaml.loads(f"[{name}]", "the id of a key")
-    shown, digest = name if read_back == [name] else repr(name), sha256_of_text(key)
+    shown = name if read_back == [name] else repr(name)
+    digest = sha256_of_text(key)
     return key, f'- {{id: {shown}, sha256: {digest}, adapters: "*"}}'

@@ -115,7 +115,8 @@ def get_form(named: str | Mapping[str, str]) -> DataForm:
         ConfigError: the prompt is not written as one.
     """
     if isinstance(named, Mapping):
-        prompt, beside = written_prompt(named), frozenset({"input", "system"})
+        prompt = written_prompt(named)
+        beside = frozenset({"input", "system"})
         needed = {"output", *prompt.columns} - beside
         return DataForm("a written prompt", frozenset(needed), partial(read_written, prompt), beside)
     form = next((form for form in FORMS.values() if named == form.name or named in form.aliases), None)

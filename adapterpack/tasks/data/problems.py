@@ -218,7 +218,8 @@ def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
     """Returns the share of rows with exactly the right labels, and F1 over all labels of all rows."""
     chosen = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY
     wanted = targets > _LIKELY
-    right, both = (chosen & wanted).sum(), chosen.sum() + wanted.sum()
+    right = (chosen & wanted).sum()
+    both = chosen.sum() + wanted.sum()
     return {
         "accuracy": float((chosen == wanted).all(-1).mean()),
         "f1": float(2 * right / both) if both else 1.0,

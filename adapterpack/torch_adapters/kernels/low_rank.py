@@ -293,7 +293,8 @@ class _LowRank(torch.autograd.Function):
         """Returns the gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
         of_y, of_x, of_a, of_b, _ = ctx.needs_input_grad
-        wide, inner = x.to(A.dtype), through(gradient, B)
+        wide = x.to(A.dtype)
+        inner = through(gradient, B)
         factors = None if ctx.dropout is None else ctx.dropout.factors(wide)
         wide = wide if factors is None else wide * factors
         for_x = inner @ A if of_x else None

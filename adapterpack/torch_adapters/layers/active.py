@@ -139,7 +139,8 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
         )
     require_unmerged(model)
     require_names(model, wanted)
-    wrappers, experts = wrappers_of(model), experts_in(model)
+    wrappers = wrappers_of(model)
+    experts = experts_in(model)
     for name in wanted:
         for module in (one for one in wrappers if name in one._names):
             path = module._site.path

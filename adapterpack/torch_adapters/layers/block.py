@@ -71,7 +71,8 @@ class AdaptedBlock(Adapted):
 
     def _compute(self, name: str, h: Tensor, x: Any) -> Tensor:
         """Computes the adapter's output from the block's output ``h`` and the adapter's other input ``x``."""
-        cfg, dtype = self._held[name].config, self._precision(name, h.dtype)
+        cfg = self._held[name].config
+        dtype = self._precision(name, h.dtype)
         drop = partial(functional.dropout, p=cfg.dropout) if self.training and cfg.dropout else None
         if getattr(cfg, "reads_input", False):
             if not isinstance(x, Tensor) or x.shape != h.shape:

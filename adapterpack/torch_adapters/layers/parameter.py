@@ -80,7 +80,8 @@ class AdaptedParameter(Adapted):
 
     def _fold(self, name: str, weight: Tensor) -> Tensor:
         """Applies one adapter to the parameter, matrix by matrix in a stack."""
-        held, dtype = self._held[name], self._precision(name, weight.dtype)
+        held = self._held[name]
+        dtype = self._precision(name, weight.dtype)
         every = self._tensors(name, dtype)
         frozen = self._with_weight(dtype).weight
 

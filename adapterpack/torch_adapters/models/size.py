@@ -73,7 +73,8 @@ def bounded_build(folder: Path) -> Iterator[None]:
     Raises:
         FormatError: a model that is being built exceeds the limit.
     """
-    base, thread = Checkpoint(folder), threading.get_ident()
+    base = Checkpoint(folder)
+    thread = threading.get_ident()
     packed = read_quantization(base.config) is not None
     held = sum(info.nbytes * _PACKED if packed else math.prod(info.shape) for info in base.stored.values())
     most = _SMALL + _TIMES * held

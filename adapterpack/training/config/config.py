@@ -245,7 +245,8 @@ def _load_yaml(path: Path) -> Settings:
 def _require_bounds(typed: Settings, where: object, written: Mapping[str, str]) -> None:
     """Raises if a number of a run is out of range; names a key as the file has ``written`` it."""
     for key, least in LEAST.items():
-        value, above = typed.get(key), key in POSITIVE
+        value = typed.get(key)
+        above = key in POSITIVE
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
             expected = f"{'more than' if above else 'at least'} {least}, and finite"
             raise ConfigError(
@@ -274,7 +275,8 @@ def _targets(values: Settings, method: Method) -> dict[str, str]:
 
 def _config(values: Settings, where: object, origins: Mapping[str, str]) -> TrainConfig:
     """Checks the values of one adapter and returns its config."""
-    method, kind = method_of(values, where), trainer_of(values)
+    method = method_of(values, where)
+    kind = trainer_of(values)
     values = {
         **kind.defaults,
         "task": kind.tasks[0] if kind.tasks else TrainConfig.task,

@@ -329,7 +329,8 @@ def labels_in(rows: Dataset, training: TaskTraining, where: object, problem: str
             found=", ".join(rows.column_names),
             remedy=OWN_COLUMNS,
         )
-    values, report = [], report_of(where)
+    values = []
+    report = report_of(where)
     for number, value in enumerate(rows[column]):
         with report.row(number) as place:
             require_label(value, place)

@@ -94,7 +94,8 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     ):
         return None
     ids = inputs["input_ids"][:1, :_TOKENS]
-    found, loss = list[Tensor](), BlockwiseLoss(model, head)
+    found = list[Tensor]()
+    loss = BlockwiseLoss(model, head)
     handle = head.register_forward_hook(lambda module, args, output: found.append(output))
     try:
         # Once as the model does it, once in blocks; the hook shows whether its logits are the head's output

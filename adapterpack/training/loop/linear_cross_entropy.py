@@ -77,7 +77,8 @@ class _Blocks(torch.autograd.Function):
         of_hidden = None
         if ctx.needs_input_grad[0]:
             of_hidden = torch.empty_like(hidden)
-        size, width = _rows(len(weight)), len(weight)
+        size = _rows(len(weight))
+        width = len(weight)
         for start in range(0, len(hidden), size):
             logits = functional.linear(hidden[start : start + size], weight, bias)
             logits = logits.to(_wide(logits))

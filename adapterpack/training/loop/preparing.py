@@ -420,7 +420,8 @@ def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: object) -> No
     """
     acting = 0
     for row in rows:
-        ids, labels = np.array([row["input_ids"]]), row.get("labels")
+        ids = np.array([row["input_ids"]])
+        labels = row.get("labels")
         prompt = (
             np.cumsum(np.array([labels]) != IGNORED, axis=1) == 0
             if isinstance(labels, list)

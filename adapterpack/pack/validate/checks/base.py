@@ -92,7 +92,8 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
     carried = s.file_bytes.get(TEMPLATE)
     if s.base is None:
         return
-    said, theirs = s.manifest.tokenizer, chat_template_of(s.base)
+    said = s.manifest.tokenizer
+    theirs = chat_template_of(s.base)
     if said is not None:
         for field, name in _TOKENIZER_FILES.items():
             wanted = getattr(said, field)
@@ -139,7 +140,8 @@ def difference(base: str, carried: str) -> str:
         (number for number, (old, new) in enumerate(zip(base_lines, pack_lines, strict=False)) if old != new),
         min(len(base_lines), len(pack_lines)),
     )
-    start, stop = max(same - 1, 0), same + _COMPARED
+    start = max(same - 1, 0)
+    stop = same + _COMPARED
     lines = list(
         unified_diff(base_lines[start:stop], pack_lines[start:stop], "base", "pack", lineterm="", n=1)
     )

@@ -45,7 +45,8 @@ def roles(s: Subject) -> Iterator[Finding]:
     coded = quantized_numbers(s.manifest)
     for number, group in s.budget.over(enumerate(s.manifest.groups), "the shapes of the sites"):
         s.require_memory(8 * coded[group.path], "the shapes of the sites")
-        pointer, params = group_pointer(number), s.pack.params(group.path)
+        pointer = group_pointer(number)
+        params = s.pack.params(group.path)
         if group.role != "adapter":
             if not params:
                 yield SHAPES.at(group.path, "a module without tensors", pointer=pointer)

@@ -62,7 +62,8 @@ def _packed(s: Subject) -> Iterator[Finding]:
 
 def quantized(s: Subject) -> Iterator[Finding]:
     """AP205-AP207: quantized tensors can be decoded, and the manifest declares them."""
-    entries, used = s.manifest.tensors, set()
+    entries = s.manifest.tensors
+    used = set()
     for name, entry in s.budget.over(entries.items(), "the scales of the tensors"):
         if entry.scales is None:
             if entry.dtype == "I8":
@@ -125,7 +126,8 @@ def digests(s: Subject) -> Iterator[Finding]:
     Tensors and the file that contains them are hashed at the same time, because the hash of one file cannot
     be parallelised: together they take no longer than the file alone.
     """
-    entries, files = sorted(s.manifest.tensors.items()), s.manifest.files
+    entries = sorted(s.manifest.tensors.items())
+    files = s.manifest.files
     sources: dict[tuple[str, str], hashing.Parts] = {
         ("tensor", name): [s.file.buffer(name)] for name, _ in entries
     }
