@@ -112,7 +112,8 @@ def _of_bundle(folder: Path) -> tuple[Material, list[Material], None]:
 
 
 def _base(base: Base, license: str | None) -> Material:
-    name, commit = base.name or "unnamed base", base.commit
+    name = base.name or "unnamed base"
+    commit = base.commit
     url = f"https://huggingface.co/{name}" + (f"/tree/{commit}" if commit else "") if is_repo(name) else None
     return Material(
         "machine-learning-model",

@@ -154,7 +154,7 @@ def _from_gguf(source: Path, target: Path) -> None:
     name = "SmolLM2-135M-Instruct.Q4_1.gguf"
     _require(source / name, GGUF_SHA256)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     for owner, attribute in (
         (model.config, "quantization_config"),
         (model, "hf_quantizer"),

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 3
@@ -298,10 +299,14 @@ def require_among(
     known: Collection[str],
     error: type[AdapterpackError] = UnknownName,
     where: object = None,
+    **said: Any,
 ) -> None:
-    """Raises ``error`` with this message if a name, where there is one, is not among those known."""
+    """Raises ``error`` with this message if a name, where there is one, is not among those known. It tells
+    the name and suggests the nearest one; ``said`` adds to that, or says it otherwise.
+    """
     if name is not None and name not in known:
-        raise error(message, where=where, found=repr(name), remedy=nearest(name, known))
+        told = {"found": repr(name), "remedy": nearest(name, known), **said}
+        raise error(message, where=where, **told)
 
 
 def excerpt(value: object) -> str:

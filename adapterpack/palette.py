@@ -31,6 +31,7 @@ def style_sheet() -> str:
     """Returns both palettes as a style sheet; the browser's preference decides, unless ``data-theme`` of the
     root element does.
     """
-    light, dark = f"{{color-scheme:light;{variables(LIGHT)}}}", f"{{color-scheme:dark;{variables(DARK)}}}"
+    light = f"{{color-scheme:light;{variables(LIGHT)}}}"
+    dark = f"{{color-scheme:dark;{variables(DARK)}}}"
     chosen = f":root{light}\n:root[data-theme=dark]{dark}\n"
     return f"{chosen}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"

@@ -191,7 +191,10 @@ class StepCounter:
     """Says how many of ``total`` steps are done, and when the rest will be."""
 
     def __init__(self, total: int, say: Callable[[str], None], what: str = "prove") -> None:
-        self._total, self._say, self._what, self._done = total, say, what, 0
+        self._total = total
+        self._say = say
+        self._what = what
+        self._done = 0
         self._started = self._said = time.monotonic()
 
     def tick(self) -> None:

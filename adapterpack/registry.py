@@ -48,7 +48,11 @@ class Registry(Mapping[str, T]):
     def __init__(
         self, what: str, kind: type[T], group: str, package: str, unknown: type[UnknownName] = UnknownName
     ) -> None:
-        self.what, self.kind, self.group, self.package, self._unknown = what, kind, group, package, unknown
+        self.what = what
+        self.kind = kind
+        self.group = group
+        self.package = package
+        self._unknown = unknown
         self._values: dict[str, T] = {}
         self._complete = False
 

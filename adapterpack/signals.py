@@ -82,7 +82,8 @@ def raised() -> Iterator[Raising]:
 
     Signals that the caller ignores or handles, and all signals if another thread calls, keep their handlers.
     """
-    handler, ours = Raising(), threading.current_thread() is threading.main_thread()
+    handler = Raising()
+    ours = threading.current_thread() is threading.main_thread()
     usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
     before = (
         {number: found for number in ENDING if (found := signal.getsignal(number)) in usual} if ours else {}

@@ -268,7 +268,8 @@ class Store:
             raise FormatError(irregular.message, where=source / irregular.where, remedy=irregular.fix)
         with open_inside(where) as file:
             data = read_at_most(file, m.MAX_BYTES + 1)
-        manifest, digest = m.parse(data, where), hashlib.sha256(data).hexdigest()
+        manifest = m.parse(data, where)
+        digest = hashlib.sha256(data).hexdigest()
         blobs.link(put(where, digest, len(data)), staged / m.FILE_NAME)
         for entry in manifest.files:
             blobs.link(put(source / entry.path, entry.sha256, entry.size), staged / entry.path)

@@ -37,7 +37,7 @@ from .adapter_methods import (
 )
 from .adapter_methods.core.config import from_json
 from .adapter_methods.forms.attention import attend
-from .adapter_methods.forms.blocks import run_block
+from .adapter_methods.forms.blocks import evaluate_block
 from .adapter_methods.forms.prompt import PromptSite
 from .manifest import manifest as m
 from .pack import Pack, load
@@ -172,7 +172,8 @@ class Case(NamedTuple):
 
     def own(self) -> Arrays:
         """Returns the site's own parameters from ``init``."""
-        needs, site = self.method.training.needs, dataclasses.replace(self.site, shared=self.shared())
+        needs = self.method.training.needs
+        site = dataclasses.replace(self.site, shared=self.shared())
         if needs is not None and "weight" in needs(self.config):
             site = dataclasses.replace(site, weight=self.weight, base_bias=self.bias)
         return self.method.init(self.config, site, np.random.default_rng(4))
@@ -197,7 +198,8 @@ class Case(NamedTuple):
         """Returns what :meth:`fresh` does after a training: trained parameters are moved by normal noise of
         size 0.3.
         """
-        rng, moving = np.random.default_rng(5), self.trains
+        rng = np.random.default_rng(5)
+        moving = self.trains
         moved = {
             name: v + 0.3 * rng.normal(size=v.shape) if name in moving else v
             for name, v in self.fresh().items()
@@ -295,8 +297,8 @@ PROOFS = {
         folds=True,
     ),
     "activation": Proof(
-        lambda layer, x: run_block(
-            layer.case.method, layer.case.config, layer.params, layer.case.site, layer.base(x), x
+        lambda layer, x: evaluate_block(
+            layer.case.method.normal_form(layer.case.config, layer.params, layer.case.site), layer.base(x), x
         ),
         folds=False,
     ),
@@ -368,7 +370,8 @@ def identity_at_init(case: Case) -> None:
     """``run(init(cfg, site), x) == base(x)`` and ``fold(init(cfg, site), W, b) == (W, b)``, bit for bit:
     nothing may be rounded.
     """
-    layer, x = case.adapted(case.fresh()), case.x
+    layer = case.adapted(case.fresh())
+    x = case.x
     before = {"the output": layer.base(x), "the weight": layer.weight, "the bias": layer.bias}
     for what, after in layer.results(x).items():
         # No bias and a bias of zeros are equivalent.
@@ -396,7 +399,8 @@ def fold_in_row_blocks(case: Case) -> None:
     """``fold(W, b)[rows] == fold(W[rows], b[rows], rows)`` for blocks of 1 and 3 rows, within 1e-12: blocks
     may sum in another order.
     """
-    layer, out = case.adapted(), case.layer.out_features
+    layer = case.adapted()
+    out = case.layer.out_features
     weight, bias = layer.fold()
     for rows in (slice(start, min(start + step, out)) for step in (1, 3) for start in range(0, out, step)):
         block, block_bias = layer.fold(rows)
@@ -429,7 +433,8 @@ def inputs_unchanged(case: Case) -> None:
     """The bytes of the parameters, W, b and x are the same after ``attach``, ``run`` and ``fold`` as
     before.
     """
-    layer, x = case.adapted(), case.x
+    layer = case.adapted()
+    x = case.x
     everything = {
         **{f"parameter {name}": value for name, value in layer.params.items()},
         "the weight": layer.weight,
@@ -477,7 +482,8 @@ def config_schema(case: Case) -> None:
     """The config is frozen, is rebuilt from its own fields after a turn through JSON, and refuses a field
     that it does not have.
     """
-    cls, values = case.method.config, dataclasses.asdict(case.config)
+    cls = case.method.config
+    values = dataclasses.asdict(case.config)
     require(cls.__dataclass_params__.frozen, f"{cls.__name__} is not a frozen dataclass")
     back = json.loads(json.dumps(values, allow_nan=False))
     rebuilt = from_json(cls, back)
@@ -495,7 +501,8 @@ def torch_equals_numpy(case: Case) -> None:
     """
     params = {name: to_tensor(value) for name, value in case.trained().items()}
     there = AdaptedCase(case, params, to_tensor(case.weight), to_tensor(case.bias))
-    expected, found = case.adapted().results(case.x), there.results(to_tensor(case.x))
+    expected = case.adapted().results(case.x)
+    found = there.results(to_tensor(case.x))
     for what, value in expected.items():
         require((value is None) == (found[what] is None), f"{what} is given under one library only")
         if value is not None:
@@ -508,9 +515,12 @@ def gradients_reach_every_parameter(case: Case) -> None:
 
     Two, because a factor whose partner starts at zero (LoRA's A) can have none at the first.
     """
-    params, weight, bias = case.fresh(), to_tensor(case.weight), to_tensor(case.bias)
+    params = case.fresh()
+    weight = to_tensor(case.weight)
+    bias = to_tensor(case.bias)
     kept = {"weight": weight.numpy(), "bias": None if bias is None else bias.numpy()}
-    before, reached = digests(kept), set()
+    before = digests(kept)
+    reached = set()
     for _ in range(2):
         leaves = make_leaves(case, params)
         ((AdaptedCase(case, leaves, weight, bias).run(to_tensor(case.x)) - 1.0) ** 2).mean().backward()
@@ -530,7 +540,8 @@ def rows_do_not_mix(case: Case) -> None:
 
     Of a method that must see a sequence whole the positions of a row may, ``run(x)[i] == run(x[i:i+1])[0]``.
     """
-    layer, x = case.adapted(), case.x
+    layer = case.adapted()
+    x = case.x
     whole = layer.run(x)
     if case.method.reason_against("cache"):
         parts = {"row": [layer.run(row[None])[0] for row in x]}

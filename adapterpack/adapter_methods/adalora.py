@@ -136,7 +136,8 @@ def _after_step(
     state = state or _State({}, {}, None)
     if progress.step < last:
         state = _observe(cfg, state, sites)
-    first, final = sum(site.params["lora_E"].shape[0] for site in sites.values()), cfg.target_r * len(sites)
+    first = sum(site.params["lora_E"].shape[0] for site in sites.values())
+    final = cfg.target_r * len(sites)
     # From here on the choice is final, and the remaining steps train the values that are left.
     if progress.step >= last and state.gone is None:
         state = state._replace(gone=_least(state, first - final))

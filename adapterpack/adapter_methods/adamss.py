@@ -126,7 +126,8 @@ def _shapes(cfg: AdaMSS, site: Site) -> Shapes:
 
 def _augment(site: Site, dtype: Any = np.float32) -> np.ndarray:
     """Returns ``[W, b]``, or W if there is no bias, in float32 after rounding to the ``dtype`` of a model."""
-    matrix, bias = np.asarray(site.weight).astype(dtype).astype(np.float32), site.base_bias
+    matrix = np.asarray(site.weight).astype(dtype).astype(np.float32)
+    bias = site.base_bias
     if bias is None:
         return matrix
     return np.concatenate([matrix, np.asarray(bias).astype(dtype).astype(np.float32)[:, None]], axis=1)
@@ -164,9 +165,11 @@ def _find_groups(
     (U, _, V), (rounded, _, also) = (
         svd_lowrank(matrix, r, _ROUNDS, cfg.random_seed, dtype) for dtype in (np.float64, np.float32)
     )
-    noise, several = max(_outside(also.T, V), float(np.finfo(np.float32).eps)), [U, rounded]
+    noise = max(_outside(also.T, V), float(np.finfo(np.float32).eps))
+    several = [U, rounded]
     if stored is not None:
-        step, off = float(ml_dtypes.finfo(_precision(stored)).eps), _outside(stored, V)
+        step = float(ml_dtypes.finfo(_precision(stored)).eps)
+        off = _outside(stored, V)
         if off <= 16 * max(step, noise):
             noise = max(noise, off if off > step else 0.0)
         else:
@@ -183,7 +186,8 @@ def _find_groups(
                 remedy="merge it with PEFT on the machine that trained it",
             )
     # Perturbs the vectors as much as rounding might have: only groups that never change are certain.
-    rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))
+    rng = np.random.default_rng(0)
+    size = noise * float(np.sqrt(np.square(U).mean()))
     several += [U + size * rng.standard_normal(U.shape) for _ in range(_TRIES)]
     return {tuple(_group(points, groups).tolist()) for points in several}
 
@@ -380,7 +384,9 @@ def _in_parts(cfg: AdaMSS, params: Tensors, site: Site, factorise: Factorise) ->
     """Returns the parameters as PEFT's file stores them, for the groups that PEFT computes for this
     weight.
     """
-    A, B, mine = params["adamss_A"], params["adamss_B"], params["adamss_groups"]
+    A = params["adamss_A"]
+    B = params["adamss_B"]
+    mine = params["adamss_groups"]
     found = _find_groups(cfg, site, _augment(site, _precision(params["adamss_newB"])), None)
     theirs = np.array(found.pop())
     rows = [np.flatnonzero(theirs == k) for k in range(len(A))]

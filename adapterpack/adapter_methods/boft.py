@@ -81,7 +81,8 @@ class _Layout(NamedTuple):
 
 def _layout(cfg: BOFT, width: int) -> _Layout:
     size = block_size(width, cfg.block_size, cfg.block_num)
-    blocks, factors = width // size, 1
+    blocks = width // size
+    factors = 1
     # Each further factor exchanges half blocks between twice as many blocks, so both must be divisible.
     while factors < cfg.n_butterfly_factor and size % 2 == 0 and blocks % 2**factors == 0:
         factors += 1

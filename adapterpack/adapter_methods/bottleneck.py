@@ -61,7 +61,8 @@ class Bottleneck(BlockConfig):
 
 
 def _shapes(cfg: Bottleneck, site: Site) -> Shapes:
-    r, n = cfg.width(site), site.out_features
+    r = cfg.width(site)
+    n = site.out_features
     biases = {"down_bias": (r,), "up_bias": (n,)} if cfg.bias else {}
     return {
         "down": (r, n),

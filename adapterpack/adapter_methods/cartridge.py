@@ -82,10 +82,12 @@ def _init(cfg: Cartridge, site: Site, rng: Random) -> Arrays:
 
 
 def _normal_form(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
-    rest, sink = params[STORED], params.get(_SINK)
+    rest = params[STORED]
+    sink = params.get(_SINK)
     if sink is None and cfg.num_frozen_tokens:
         # A pack stores sink and rest as one tensor; further training must still leave the sink alone.
-        sink, rest = constant(rest[: cfg.num_frozen_tokens, ...]), rest[cfg.num_frozen_tokens :, ...]
+        sink = constant(rest[: cfg.num_frozen_tokens, ...])
+        rest = rest[cfg.num_frozen_tokens :, ...]
     flat = rest if sink is None else array_namespace(rest).concat([sink, rest], axis=0)
     return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
 

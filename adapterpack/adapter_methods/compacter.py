@@ -74,8 +74,11 @@ def _rules(cfg: Compacter, rng: Random) -> Arrays:
 
 
 def _shapes(cfg: Compacter, site: Site) -> Shapes:
-    n, k, r = cfg.phm_dim, cfg.phm_rank, cfg.width(site)
-    wide, narrow = math.ceil(site.out_features / n), r // n
+    n = cfg.phm_dim
+    k = cfg.phm_rank
+    r = cfg.width(site)
+    wide = math.ceil(site.out_features / n)
+    narrow = r // n
     factors = {
         "down_left": (n, narrow, k),
         "down_right": (n, k, wide),
@@ -119,7 +122,8 @@ def kronecker_sum(rules: Array, factors: Array, rows: int, columns: int) -> Arra
 def _normal_form(cfg: Compacter, params: Params, site: Site) -> BlockForm:
     xp = array_namespace(params["down_left"])
     rules = xp.matmul(params["rule_left"], params["rule_right"]) if cfg.factorized_rule else params["rule"]
-    r, width = cfg.width(site), site.out_features
+    r = cfg.width(site)
+    width = site.out_features
     down = kronecker_sum(rules, xp.matmul(params["down_left"], params["down_right"]), r, width)
     up = kronecker_sum(rules, xp.matmul(params["up_left"], params["up_right"]), width, r)
     return BlockForm(

@@ -144,7 +144,8 @@ def _to_peft(cfg: CPT) -> PeftConfig:
 
 
 def _from_peft(config: PeftConfig) -> CPT:
-    ids, kinds = tuple(config.get("cpt_token_ids") or ()), tuple(config.get("cpt_tokens_type_mask") or ())
+    ids = tuple(config.get("cpt_token_ids") or ())
+    kinds = tuple(config.get("cpt_tokens_type_mask") or ())
     return CPT(
         **embedding_fields(config),
         token_ids=ids,

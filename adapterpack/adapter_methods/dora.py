@@ -69,7 +69,8 @@ def _lengths(site: Site) -> np.ndarray:
 
 
 def _normal_form(cfg: DoRA, params: Params, site: Site) -> NormalForm:
-    A, B = params["lora_A"], cfg.scale * params["lora_B"]
+    A = params["lora_A"]
+    B = cfg.scale * params["lora_B"]
     ratio = params["lora_magnitude_vector"] / _norm(params["lengths"], site.weight, constant(A), constant(B))
     # `output_scale` also scales the bias; the shift restores it.
     shift = None if site.base_bias is None else (1 - ratio) * site.base_bias
@@ -81,10 +82,8 @@ def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
     zero.
     """
     xp = array_namespace(lengths, weight, A, B)
-    cross, square = (
-        xp.sum(xp.matmul(weight, A.T) * B, axis=1),
-        xp.sum(xp.matmul(B, xp.matmul(A, A.T)) * B, axis=1),
-    )
+    cross = xp.sum(xp.matmul(weight, A.T) * B, axis=1)
+    square = xp.sum(xp.matmul(B, xp.matmul(A, A.T)) * B, axis=1)
     return lengths * xp.sqrt(xp.clip(1 + (2 * cross + square) / lengths**2, _LEAST, None))
 
 

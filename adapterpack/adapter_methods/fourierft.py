@@ -103,11 +103,9 @@ def _constants(cfg: FourierFT, site: Site) -> Arrays:
 
 
 def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
-    values, numbers, (rows, columns) = (
-        params["fourierft_spectrum"],
-        params["fourierft_numbers"],
-        (site.out_features, site.in_features),
-    )
+    values = params["fourierft_spectrum"]
+    numbers = params["fourierft_numbers"]
+    rows, columns = site.out_features, site.in_features
     xp = array_namespace(values)
     # FFTs are not implemented for half precision
     exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)

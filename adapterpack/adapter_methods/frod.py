@@ -213,12 +213,10 @@ def _derive(cfg: FRoD, params: Params, site: Site) -> Arrays:
 
 
 def _normal_form(cfg: FRoD, params: Params, site: Site) -> NormalForm:
-    U, V, lengths, name = (
-        params["U"],
-        params[f"frod_V_{role(site.path)}"],
-        params["frod_lambda_l"],
-        role(site.path),
-    )
+    U = params["U"]
+    V = params[f"frod_V_{role(site.path)}"]
+    lengths = params["frod_lambda_l"]
+    name = role(site.path)
     xp = array_namespace(lengths)
     S = scatter(xp, params["frod_lambda_s_values"], params[f"frod_indices_{name}"], (V.shape[0], V.shape[0]))
     turned = xp.matmul(S, V.T) + lengths[:, None] * V.T

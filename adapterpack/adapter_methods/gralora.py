@@ -104,7 +104,8 @@ def _init(cfg: GraLoRA, site: Site, rng: Random) -> Arrays:
 def _normal_form(cfg: GraLoRA, params: Params, site: Site) -> NormalForm:
     A, B = params["gralora_A"], params["gralora_B"]
     xp = array_namespace(A, B)
-    down, up = BlockDiagonal(xp.permute_dims(A, (0, 2, 1))).dense(), _as_matrix(B)
+    down = BlockDiagonal(xp.permute_dims(A, (0, 2, 1))).dense()
+    up = _as_matrix(B)
     if cfg.hybrid_r:
         down = xp.concat([down, params["gralora_A_general"]], axis=0)
         up = xp.concat([up, params["gralora_B_general"]], axis=1)

@@ -88,14 +88,16 @@ def _steps(unit: Array) -> tuple[Array, Array]:
     With unit vectors a, b and d = b - a:  H_a H_b = I + 2 a (d - |d|^2 b)^T - 2 d b^T.
     """
     xp = array_namespace(unit)
-    width, count = unit.shape[0], unit.shape[1] // 2
+    width = unit.shape[0]
+    count = unit.shape[1] // 2
     first, second = unit[:, : 2 * count : 2], unit[:, 1::2]
     apart = second - first
     turn = apart - xp.sum(apart * apart, axis=0, keepdims=True) * second
     up = xp.reshape(xp.stack([2 * first, -2 * apart], axis=2), (width, 2 * count))
     down = xp.reshape(xp.stack([turn, second], axis=2), (width, 2 * count))
     if unit.shape[1] > 2 * count:
-        up, down = xp.concat([up, -2 * unit[:, -1:]], axis=1), xp.concat([down, unit[:, -1:]], axis=1)
+        up = xp.concat([up, -2 * unit[:, -1:]], axis=1)
+        down = xp.concat([down, unit[:, -1:]], axis=1)
     return up, down.T
 
 

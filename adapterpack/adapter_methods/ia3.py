@@ -96,7 +96,8 @@ def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
     factors = params["ia3_l"]
     if not cfg.feedforward:
         return NormalForm(output_scale=factors[:, 0])
-    xp, count = array_namespace(factors), factors.shape[1]
+    xp = array_namespace(factors)
+    count = factors.shape[1]
     points = xp.broadcast_to(factors[0, :, None], (count, site.in_features // count))
     return NormalForm(pre=Diagonal(xp.reshape(points, (site.in_features,))))
 

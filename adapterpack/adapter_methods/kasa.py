@@ -62,7 +62,8 @@ def _cut(cfg: KaSA, site: Site) -> Arrays:
 
 
 def _normal_form(cfg: KaSA, params: Params, site: Site) -> NormalForm:
-    A, B = params["lora_A"], cfg.scale * params["lora_B"] * params["lora_diag"]
+    A = params["lora_A"]
+    B = cfg.scale * params["lora_B"] * params["lora_diag"]
     xp = array_namespace(A, B)
     return NormalForm(
         down=Dense(xp.concat([A, params["cut_down"]], axis=0)),
@@ -71,7 +72,9 @@ def _normal_form(cfg: KaSA, params: Params, site: Site) -> NormalForm:
 
 
 def _penalty(cfg: KaSA, params: Params, sites: int) -> Array:
-    A, B, d = params["lora_A"], params["lora_B"], params["lora_diag"]
+    A = params["lora_A"]
+    B = params["lora_B"]
+    d = params["lora_diag"]
     xp = array_namespace(A, B, d)
     return cfg.beta * xp.sum(d * d) + cfg.gamma * (
         departure(xp.matmul(B.T, B)) + departure(xp.matmul(A, A.T))

@@ -91,7 +91,8 @@ class _Mean(NamedTuple):
         token.
         """
         weights = self.gate.weights(x)
-        xp, tokens = array_namespace(weights), tuple(range(1, weights.ndim - 1))
+        xp = array_namespace(weights)
+        tokens = tuple(range(1, weights.ndim - 1))
         mask = mask_of(self.masks, tuple(weights.shape[:-1]), "lily")
         if mask is None:
             return xp.mean(weights, axis=tokens, keepdims=True) if tokens else weights

@@ -93,7 +93,8 @@ def _shapes(cfg: LoKr, site: Site) -> Shapes:
         split_width(site.in_features // points, cfg.decompose_factor),
         split_width(site.out_features, cfg.decompose_factor),
     )
-    split1, split2 = cfg.decompose_both and 2 * cfg.r < max(a, b), 2 * cfg.r < max(c, d)
+    split1 = cfg.decompose_both and 2 * cfg.r < max(a, b)
+    split2 = 2 * cfg.r < max(c, d)
     d *= points
     first = {"lokr_w1_a": (a, cfg.r), "lokr_w1_b": (cfg.r, b)} if split1 else {"lokr_w1": (a, b)}
     second = {"lokr_w2_a": (c, cfg.r), "lokr_w2_b": (cfg.r, d)} if split2 else {"lokr_w2": (c, d)}

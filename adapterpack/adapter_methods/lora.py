@@ -125,7 +125,8 @@ def _factors(params: Params) -> tuple[Array, Array]:
     A, B = params["lora_A"], params["lora_B"]
     if "start_A" not in params:
         return A, B
-    xp, (A0, B0) = array_namespace(A, B), (params["start_A"], params["start_B"])
+    xp = array_namespace(A, B)
+    A0, B0 = params["start_A"], params["start_B"]
     return xp.concat([A, A - A0], axis=-2), xp.concat([B - B0, B0], axis=-1)
 
 

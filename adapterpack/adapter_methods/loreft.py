@@ -74,7 +74,8 @@ class LoReFT(SiteConfig):
 
 
 def _shapes(cfg: LoReFT, site: Site) -> Shapes:
-    r, n = min(cfg.r, site.out_features), site.out_features
+    r = min(cfg.r, site.out_features)
+    n = site.out_features
     return {"rotation": (r, n), "source": (r, n), "bias": (r,)}
 
 

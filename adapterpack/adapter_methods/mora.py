@@ -101,7 +101,8 @@ def _rotate(M: Array, cos: Array, sin: Array) -> Array:
     """Returns ``M R_b`` for every block b: ``[blocks, n, n]``, where ``R_b x = cos_b x + sin_b (-x[h:],
     x[:h])``.
     """
-    xp, half = array_namespace(M, cos, sin), M.shape[1] // 2
+    xp = array_namespace(M, cos, sin)
+    half = M.shape[1] // 2
     crossed = xp.concat([M[:, half:], -M[:, :half]], axis=1)
     return M[None] * cos[:, None, :] + crossed[None] * sin[:, None, :]
 

@@ -88,7 +88,8 @@ def _expanded_size(cfg: OFT, site: Site) -> int:
 
 
 def _normal_form(cfg: OFT, params: Params, site: Site) -> NormalForm:
-    values, size = params["oft_R"], block_size(site.in_features, cfg.block_size, cfg.r)
+    values = params["oft_R"]
+    size = block_size(site.in_features, cfg.block_size, cfg.r)
     generator = skew(
         within(values, cfg.eps / math.sqrt(values.shape[0])) if cfg.coft else values,
         params["triangle"],

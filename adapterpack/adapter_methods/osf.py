@@ -79,7 +79,8 @@ def _share_or_number(value: Any) -> Any:
 
 def _count_kept(cfg: OSF, site: Site) -> int:
     """Returns how many directions stay fixed, such that at least one is trained."""
-    most, wanted = min(site.out_features, site.in_features), cfg.effective_rank
+    most = min(site.out_features, site.in_features)
+    wanted = cfg.effective_rank
     kept = most // 2 if wanted is None else int(most * wanted) if isinstance(wanted, float) else wanted
     return min(kept, most - 1)
 
@@ -101,7 +102,8 @@ def _init(cfg: OSF, site: Site, rng: Random) -> Arrays:
 
 
 def _normal_form(cfg: OSF, params: Params, site: Site) -> NormalForm:
-    U, V = _apart(params["osf_U"], params["U_high"]), _apart(params["osf_V"].T, params["V_high"].T).T
+    U = _apart(params["osf_U"], params["U_high"])
+    V = _apart(params["osf_V"].T, params["V_high"].T).T
     xp = array_namespace(U, V)
     scaled, start = U * params["osf_S"], params["U_0"] * params["S_0"]
     # (U S) V - (U_0 S_0) V_0 as two differences, which are exactly zero at the start, without rounding errors

@@ -67,7 +67,8 @@ class PTuning(EmbeddingConfig):
 
 def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[Shape, int]]:
     """Returns parameter of the network -> its shape and its fan-in as torch defines it."""
-    width, hidden = site.in_features, cfg.encoder_hidden or site.in_features
+    width = site.in_features
+    hidden = cfg.encoder_hidden or site.in_features
     layers: dict[str, tuple[Shape, int]] = {}
     if cfg.encoder == "lstm":
         for layer in range(cfg.encoder_layers):
@@ -122,7 +123,8 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
     def both(kind: str) -> Array:
         return xp.stack([params[f"lstm_{kind}{layer}{side}"] for side in ("", "_reverse")])
 
-    turn, bias = both("weight_hh"), both("bias_ih") + both("bias_hh")
+    turn = both("weight_hh")
+    bias = both("bias_ih") + both("bias_hh")
     hidden = turn.shape[2]
     ones = xp.ones_like(bias[0, :hidden])
     # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: one tanh serves all gates

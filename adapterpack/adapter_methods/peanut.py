@@ -88,7 +88,9 @@ def _init(cfg: PEANuT, site: Site, rng: Random) -> Arrays:
 
 
 def _normal_form(cfg: PEANuT, params: Params, site: Site) -> NormalForm:
-    act, weight, passed = ACTIVATIONS[cfg.act_fn], site.weight, []
+    act = ACTIVATIONS[cfg.act_fn]
+    weight = site.weight
+    passed = []
     assert weight is not None  # for the type checker
     h = act(weight.T @ params["peanut_A"].T)
     for i in range(cfg.depth):

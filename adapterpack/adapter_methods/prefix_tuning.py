@@ -75,7 +75,8 @@ class PrefixTuning(CacheConfig):
 
 
 def _shapes(cfg: PrefixTuning, site: Site) -> Shapes:
-    wide, (_, heads, head_dim) = cfg.width(site), cfg.sizes(site)
+    wide = cfg.width(site)
+    (_, heads, head_dim) = cfg.sizes(site)
     if not cfg.projects:
         return {STORED: (cfg.num_virtual_tokens, wide)}
     narrow = heads * head_dim

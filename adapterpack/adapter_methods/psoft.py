@@ -169,7 +169,10 @@ def _change_frame(cfg: PSOFT, params: Tensors, site: Site, factorise: Factorise)
     estimate = Estimate(r, cfg.svd_lowrank_niter, cfg.random_seed) if cfg.svd == "lowrank" else None
     U, S, V = factorise(np.asarray(site.weight, np.float32), estimate)
     constants = _constants(replace(cfg, ab_svd_init="psoft_init"), site)
-    A, B, U, V = constants["A"], constants["B"] / S[:r], U[:, :r], V[:r]
+    A = constants["A"]
+    B = constants["B"] / S[:r]
+    U = U[:, :r]
+    V = V[:r]
     signs = np.where((A * V).sum(1) < 0, np.float32(-1), np.float32(1))
     off = max(float(np.abs(A - signs[:, None] * V).max()), float(np.abs(B - signs * U).max()))
     if not off <= _SAME:

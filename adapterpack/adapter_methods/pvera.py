@@ -75,7 +75,8 @@ def _shapes(cfg: PVeRA, site: Site) -> Shapes:
 
 
 def _normal_form(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
-    A, B = params["pvera_A"][: cfg.r, : site.in_features], params["pvera_B"][: site.out_features]
+    A = params["pvera_A"][: cfg.r, : site.in_features]
+    B = params["pvera_B"][: site.out_features]
     return NormalForm(
         down=Dense(A), up=Scaled(B, params["pvera_lambda_b"], params["pvera_lambda_d"][: cfg.r])
     )
@@ -85,7 +86,8 @@ def _sample(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
     """Returns the normal form for training, in which z is drawn."""
     if not cfg.sample:
         return _normal_form(cfg, params, site)
-    A, d = params["pvera_A"][:, : site.in_features], params["pvera_lambda_d"][:, None]
+    A = params["pvera_A"][:, : site.in_features]
+    d = params["pvera_lambda_d"][:, None]
     xp = array_namespace(d)
     ones = xp.ones_like(params["pvera_lambda_d"][: cfg.r])
     drawn: Any = _Drawn(d[: cfg.r] * A[: cfg.r], d[cfg.r :] * A[cfg.r :])

@@ -88,13 +88,15 @@ def _pair(
     """Draws both matrices and divides each by its standard deviation: from -1, 0 and 1 with a share ``1 - 1 /
     sparsity`` of zeros, or for a sparsity of 0 Kaiming uniform in bfloat16.
     """
-    numbers, gain = TorchGenerator(seed), math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
+    numbers = TorchGenerator(seed)
+    gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
 
     def draw(*shape: int) -> np.ndarray:
         if not sparsity:
             bound = math.sqrt(3.0) * (gain / math.sqrt(shape[2]))
             return numbers.uniform(shape, -bound, bound, ml_dtypes.bfloat16)
-        drawn, part = numbers.uniform(shape, 0.0, 1.0), 1 / (2 * sparsity)
+        drawn = numbers.uniform(shape, 0.0, 1.0)
+        part = 1 / (2 * sparsity)
         return (drawn > np.float32(1 - part)).astype(np.float32) - (drawn < np.float32(part))
 
     A = draw(r, 1, narrow)
@@ -134,7 +136,8 @@ def _init(cfg: RandLoRA, site: Site, rng: Random) -> Arrays:
 
 
 def _normal_form(cfg: RandLoRA, params: Params, site: Site) -> NormalForm:
-    weights, gamma = cfg.scale * params["randlora_lambda"], params["randlora_gamma"]
+    weights = cfg.scale * params["randlora_lambda"]
+    gamma = params["randlora_gamma"]
     xp = array_namespace(weights)
     narrow, wide, bases = _sizes(cfg, site.in_features, site.out_features)
     A = xp.reshape(weights[:, :, None] * params["randlora_A"][:, :, :narrow] * gamma, (cfg.r * bases, narrow))

@@ -93,7 +93,8 @@ def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
     xp = array_namespace(theta)
     half = nearest_divisor((site.out_features + 1) // 2, cfg.group_size // 2)
     spread = VARIANTS[cfg.variant].spread
-    cosines, sines = spread(alpha * xp.cos(theta), half, 0), spread(alpha * xp.sin(theta), half, 1)
+    cosines = spread(alpha * xp.cos(theta), half, 0)
+    sines = spread(alpha * xp.sin(theta), half, 1)
     return NormalForm(post=PairRotation(cosines, sines, half, site.out_features))
 
 

@@ -117,7 +117,9 @@ def _factors(cfg: TinyLoRA, site: Site) -> Arrays:
     """Computes A and B from the site's weight, with signs that do not depend on the library."""
     rank = _rank(cfg, site)
     left, values, right = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)
-    left, roots, right = left[:, :rank], np.sqrt(values[:rank]), right[:rank]
+    left = left[:, :rank]
+    roots = np.sqrt(values[:rank])
+    right = right[:rank]
     # Makes the largest entry of each right vector positive, because the signs differ between libraries.
     signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
     return {
@@ -153,7 +155,8 @@ _KEYS = PeftKeys(
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
     """Determines the sites' numbers from the P that PEFT's file stores for each."""
-    cfg, count = content.config, len(content.sites)
+    cfg = content.config
+    count = len(content.sites)
     if (count == 1 or content.packed) and all(
         "tinylora_P" not in params for params in content.sites.values()
     ):

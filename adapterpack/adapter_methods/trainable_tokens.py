@@ -88,7 +88,8 @@ def _require_rows(cfg: TrainableTokens, site: Site) -> None:
 def _constants(cfg: TrainableTokens, site: Site) -> Arrays:
     """Returns the chosen ids, and for every token its position among them counted from 1, or 0."""
     _require_rows(cfg, site)
-    ids, place = np.array(cfg.token_indices, np.int64), np.zeros(site.out_features, np.int64)
+    ids = np.array(cfg.token_indices, np.int64)
+    place = np.zeros(site.out_features, np.int64)
     place[ids] = 1 + np.arange(len(ids))
     return {"ids": ids, "place": place}
 
@@ -96,12 +97,13 @@ def _constants(cfg: TrainableTokens, site: Site) -> Arrays:
 def _change(params: Params, site: Site) -> Array:
     """Returns the difference between the new and the old chosen rows: ``[k, width]``."""
     rows, weight = params["trainable_tokens_delta"], site.weight
-    xp: Any = array_namespace(rows)
+    xp = array_namespace(rows)
     return rows - xp.astype(xp.take(weight, params["ids"], axis=0), rows.dtype)
 
 
 def _normal_form(cfg: TrainableTokens, params: Params, site: Site) -> NormalForm:
-    change, place = _change(params, site), params["place"]
+    change = _change(params, site)
+    place = params["place"]
     xp = array_namespace(change)
     chosen = place[:, None] == 1 + xp.arange(change.shape[0], device=change.device)[None, :]
     return NormalForm(down=Dense(change), up=Dense(xp.astype(chosen, change.dtype)))
@@ -113,7 +115,8 @@ def _forward(
     """Computes a tied head: adds the change of the chosen rows to the outputs of their tokens, and zero to
     all others.
     """
-    xp, y = array_namespace(x), base(x)
+    xp = array_namespace(x)
+    y = base(x)
     gained = xp.matmul(x, _change(params, site).T)
     nothing = xp.zeros((*gained.shape[:-1], 1), dtype=gained.dtype, device=gained.device)
     # Place 0 selects the prepended zero, so tokens that are not trained gain nothing.
@@ -126,7 +129,9 @@ def _fold(
     """Replaces the chosen rows. ``rows`` may also be an array of token ids, whose rows ``weight`` then
     holds.
     """
-    xp, count, place = array_namespace(weight), weight.shape[0], params["place"][rows]
+    xp = array_namespace(weight)
+    count = weight.shape[0]
+    place = params["place"][rows]
     # Gathers from [weight; delta]: unchanged rows come from the first part, chosen ones from the second.
     source = xp.where(place == 0, xp.arange(count, device=weight.device), place + (count - 1))
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
@@ -177,7 +182,8 @@ def _untie(content: PeftContent) -> PeftContent:
     """Drops the heads that are tied to a table, whose rows PEFT writes a second time: of modules with equal
     tensors, those that the config does not name.
     """
-    targets, sites = content.written.get("target_modules"), content.sites
+    targets = content.written.get("target_modules")
+    sites = content.sites
     names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
     named = {path for path in sites if any(f".{path}".endswith(f".{name}") for name in names)}
     kept = {}

@@ -201,7 +201,8 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
         for path, params in content.sites.items()
     }
     total = sum(map(len, parts.values()))
-    indices, start = _deal_indices(total, cfg.theta_d_length, cfg.proj_seed)[0], 0
+    indices = _deal_indices(total, cfg.theta_d_length, cfg.proj_seed)[0]
+    start = 0
     starts: dict[str, int] = {}
     # Sites follow each other in the shuffled indices, so each start identifies the next site by its first
     # indices.
@@ -231,7 +232,9 @@ def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
                 found=excerpt(content.written[option]),
                 remedy="save it again with PEFT after setting save_indices=True in its config",
             )
-    targets, starts, start = set(content.config.targets), dict[str, int](), 0
+    targets = set(content.config.targets)
+    starts = dict[str, int]()
+    start = 0
     for path in base.modules():
         if not targets.isdisjoint(ends(path)):
             shape = base.shape(f"{path}.weight") or ()

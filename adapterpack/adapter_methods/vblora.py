@@ -131,19 +131,19 @@ def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
 
 def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
     require_widths(site)
-    bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
+    bank = params["vblora_vector_bank"]
+    wide = -(-site.in_features // cfg.vector_length)
     xp = array_namespace(bank)
     if cfg.save_only_topk_weights:
-        best, stored_weights = (
-            xp.astype(_rows(xp, params, "_topk_indices"), xp.int64),
-            _rows(xp, params, "_topk_weights"),
-        )
+        best = xp.astype(_rows(xp, params, "_topk_indices"), xp.int64)
+        stored_weights = _rows(xp, params, "_topk_weights")
         weights = xp.concat([stored_weights, 1 - xp.sum(stored_weights, axis=-1, keepdims=True)], axis=-1)
     else:
         best, weights = _best(xp, _rows(xp, params), cfg.topk)
     vectors = xp.reshape(xp.take(bank, xp.reshape(best, (-1,)), axis=0), (*best.shape, cfg.vector_length))
     pieces = xp.sum(weights[..., None] * vectors, axis=-2)
-    A, B = pieces[: cfg.r * wide], xp.reshape(pieces[cfg.r * wide :], (-1, cfg.r, cfg.vector_length))
+    A = pieces[: cfg.r * wide]
+    B = xp.reshape(pieces[cfg.r * wide :], (-1, cfg.r, cfg.vector_length))
     down = xp.reshape(A, (cfg.r, -1))[:, : site.in_features]
     up = xp.reshape(xp.permute_dims(B, (0, 2, 1)), (-1, cfg.r))[: site.out_features]
     return NormalForm(down=Dense(down), up=Dense(up))

@@ -91,7 +91,8 @@ def _shapes(cfg: VeRA, site: Site) -> Shapes:
 
 
 def _normal_form(cfg: VeRA, params: Params, site: Site) -> NormalForm:
-    A, B = params["vera_A"][:, : site.in_features], params["vera_B"][: site.out_features]
+    A = params["vera_A"][:, : site.in_features]
+    B = params["vera_B"][: site.out_features]
     return NormalForm(down=Dense(A), up=Scaled(B, params["vera_lambda_b"], params["vera_lambda_d"]))
 
 

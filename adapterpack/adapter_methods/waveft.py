@@ -115,11 +115,9 @@ def _constants(cfg: WaveFT, site: Site) -> Arrays:
 
 
 def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
-    values, at, shape = (
-        cfg.scale * params["waveft_spectrum"],
-        params["waveft_places"],
-        (site.out_features, site.in_features),
-    )
+    values = cfg.scale * params["waveft_spectrum"]
+    at = params["waveft_places"]
+    shape = (site.out_features, site.in_features)
     xp = array_namespace(values)
     if not cfg.use_idwt:
         return NormalForm(down=Dense(scatter(xp, values, at, shape)))

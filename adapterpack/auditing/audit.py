@@ -100,7 +100,8 @@ def audit(
     checkpoint, loaded = opened_base(base, loaded)
     union = _union(loaded)
     costs = {path: _bytes(parts, checkpoint) for path, parts in union.items()}
-    done, total = 0, max(1, sum(costs.values()))
+    done = 0
+    total = max(1, sum(costs.values()))
     sites: list[AuditedSite] = []
     skipped: list[Skipped] = []
     for path, parts in union.items():
@@ -186,7 +187,8 @@ def _site(
         except Unsupported as error:
             skipped.append(Skipped(part.pack.name, path, str(error)))
             continue
-        first, weight_name = first or (part.pack.name, adapter.site), weight_name or adapter.weight
+        first = first or (part.pack.name, adapter.site)
+        weight_name = weight_name or adapter.weight
     if first is None:
         return None
     height, n = next(change.shape for change in changes if change is not None)

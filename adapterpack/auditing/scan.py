@@ -140,10 +140,8 @@ def fold_losses(
     scaled up to all rows.
     """
     losses = {dtype: LossSums() for dtype in dtypes}
-    kind, changes = (
-        np.float64 if weight.dtype == np.float64 else np.float32,
-        [(term.weight, term.change) for term in terms],
-    )
+    kind = np.float64 if weight.dtype == np.float64 else np.float32
+    changes = [(term.weight, term.change) for term in terms]
     for block in _blocks(rows, weight.shape[1]) if dtypes else ():
         W = weight[block].astype(kind)
         change = sum((share * factors.rows(block) for share, factors in changes), np.zeros(W.shape)).astype(
@@ -152,7 +150,8 @@ def fold_losses(
         for dtype in dtypes:
             with np.errstate(over="ignore"):
                 stored = (W + change).astype(DTYPES[dtype]).astype(kind)
-            error, moved = stored.astype(np.float64) - W - change, bool((stored != W).any())
+            error = stored.astype(np.float64) - W - change
+            moved = bool((stored != W).any())
             losses[dtype] += sums_of(change, error.astype(kind), moved)
     factor = weight.shape[0] / max(1, len(rows))
     return {

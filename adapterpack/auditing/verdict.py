@@ -17,7 +17,9 @@ from ..composing.rules.rule import RULES
 from .audit_report import Audit, AuditVerdict
 from .measures import Measures
 
-OPPOSITE, ALIGNED, APART = -0.25, 0.5, 0.1
+OPPOSITE = -0.25
+ALIGNED = 0.5
+APART = 0.1
 """Thresholds of cosines: packs at or below the first undo each other, at or above the second are redundant,
 and within the third (either sign) hardly interact.
 """
@@ -184,7 +186,8 @@ def of(audit: Audit) -> AuditVerdict:
 
 def _facts(total: Measures, names: Sequence[str]) -> _Facts:
     signs = np.sign(np.where(total.weights == 0, 1, total.weights))
-    cosine, overlap = total.cosine * np.outer(signs, signs), np.sqrt(total.overlap[0] * total.overlap[1])
+    cosine = total.cosine * np.outer(signs, signs)
+    overlap = np.sqrt(total.overlap[0] * total.overlap[1])
     pairs = [
         (i, j) for i in range(len(names)) for j in range(i + 1, len(names)) if math.isfinite(cosine[i, j])
     ]
@@ -214,7 +217,8 @@ def _uneven(total: Measures, names: Sequence[str]) -> Iterator[str]:
     sizes = total.norms * np.abs(total.weights)
     present = [index for index, size in enumerate(sizes) if size > 0]
     if len(present) > 1:
-        small, large = min(present, key=lambda i: sizes[i]), max(present, key=lambda i: sizes[i])
+        small = min(present, key=lambda i: sizes[i])
+        large = max(present, key=lambda i: sizes[i])
         if sizes[large] >= UNEVEN * sizes[small]:
             yield (
                 f"Under these weights the change of {names[large]} is {sizes[large] / sizes[small]:.1f} "

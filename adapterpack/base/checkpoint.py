@@ -252,7 +252,8 @@ class Checkpoint:
         """Returns the file and the byte ranges of a tensor whose elements the probe reads, or would read if
         the tensor had the dtype ``dtype``.
         """
-        info, source = self.stored[name], self.source(name)
+        info = self.stored[name]
+        source = self.source(name)
         old, new = (DTYPES[kind].itemsize for kind in (info.dtype, dtype or info.dtype))
         spans = fp.spans(info.nbytes // old * new)
         return source._replace(

@@ -165,7 +165,8 @@ def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[BaseVaria
 
 def _equal_bytes(wanted: Fingerprint, actual: Fingerprint) -> bool | None:
     """Whether every byte is equal: by ``content``, else by ``files``, whose difference proves nothing."""
-    content, files = _equal(wanted.content, actual.content), _equal(wanted.files, actual.files)
+    content = _equal(wanted.content, actual.content)
+    files = _equal(wanted.files, actual.files)
     return content if content is not None else files or None
 
 
@@ -268,7 +269,8 @@ def require(
         BaseMismatch: it is another base, or nothing shows that it is this one and ``allow_structural`` is
             false.
     """
-    verdict, recorded = compare(wanted, actual), recorded_fingerprint(wanted)
+    verdict = compare(wanted, actual)
+    recorded = recorded_fingerprint(wanted)
     if verdict.accepted or (allow_structural and verdict.name == "structural") or not any(recorded):
         return verdict
     what = (

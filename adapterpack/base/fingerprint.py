@@ -155,7 +155,8 @@ def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryv
         name: [data[start : start + length] for start, length in spans(data.nbytes)]
         for name, data in views.items()
     }
-    whole, samples = digests({name: [data] for name, data in views.items()}), digests(sampled)
+    whole = digests({name: [data] for name, data in views.items()})
+    samples = digests(sampled)
     return Fingerprint(
         structure(headers),
         content((*header, whole[header[0]]) for header in headers),

@@ -32,7 +32,8 @@ def tell_kind(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
         >>> [tell_kind(tensors, f"{name}.weight") for name in ("c_fc", "q", "k")]
         ['transposed', 'linear', None]
     """
-    shape, bias = tensors[weight].shape, tensors.get(module_parameter(weight, "bias"))
+    shape = tensors[weight].shape
+    bias = tensors.get(module_parameter(weight, "bias"))
     if bias is None:
         return "linear"
     sides = [

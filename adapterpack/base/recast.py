@@ -23,7 +23,9 @@ def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = Fa
 
     def hash_tensor(name: str, blocks: Iterator[memoryview]) -> bytes:
         """Casts and hashes one tensor block by block."""
-        hasher, old, new = hashlib.sha256(), base.tensors[name].dtype, dtypes[name]
+        hasher = hashlib.sha256()
+        old = base.tensors[name].dtype
+        new = dtypes[name]
         # Overflow to infinity is what a cast does everywhere, so it is no reason to warn.
         with np.errstate(all="ignore"):
             for block in blocks:

@@ -44,7 +44,8 @@ def thresholds_of(config: Config) -> Thresholds:
         >>> found.known[0].field, found.known[0].length, found.unjudged
         ('text_config.sliding_window', 40, ('hash_window',))
     """
-    known, unjudged = list[Threshold](), list[str]()
+    known = list[Threshold]()
+    unjudged = list[str]()
     for prefix, part in _parts(config, ""):
         lengths = (*_of_fields(part), *_of_rotations(part))
         known += [Threshold(prefix + field, length, field in ENDS) for field, length in lengths]
@@ -110,7 +111,8 @@ def _longformer(config: Config) -> int | None:
 
 def _sparse_blocks(config: Config) -> int | None:
     """Returns the length at which BigBird's attention becomes sparse."""
-    size, random = _number(config, "block_size"), _number(config, "num_random_blocks")
+    size = _number(config, "block_size")
+    random = _number(config, "num_random_blocks")
     if size is None or random is None or config.get("attention_type") != "block_sparse":
         return None
     return (5 + 2 * random) * size
@@ -368,7 +370,9 @@ def rows_past(config: Config, weights: int, layers: int, kept: int, context: int
         >>> rows_past({"sliding_window": 40}, 10_000, 2, 2, 256).whole
         (40, 56)
     """
-    whole, few, left_out = set[int](), set[int](), dict[str, str]()
+    whole = set[int]()
+    few = set[int]()
+    left_out = dict[str, str]()
     for threshold in thresholds_of(config).known:
         longest = threshold.length + (0 if threshold.ends else max(_BEYOND, threshold.length // 4))
         longest = longest if context is None else min(longest, context)
@@ -387,5 +391,7 @@ def rows_past(config: Config, weights: int, layers: int, kept: int, context: int
 
 _BEYOND = 16
 """Tokens to go beyond a threshold, or a quarter of it if that is more."""
-_MOST_WHOLE, _MOST_FEW, _MOST_AT_THE_END = 1 << 39, 1 << 42, 1 << 36
+_MOST_WHOLE = 1 << 39
+_MOST_FEW = 1 << 42
+_MOST_AT_THE_END = 1 << 36
 """Weights times tokens of a row: 2^39 are some ten seconds of two cores; few layers may take minutes."""

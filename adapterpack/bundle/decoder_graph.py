@@ -14,7 +14,9 @@ DECODER = "decoder"
 """The part name of the engine's decoder graph, which updates its KV caches in place. A bundle has it if its
 manifest says ``decoder``.
 """
-CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS = "seqlens_k", "total_sequence_length", "logits_positions"
+CACHE_LENGTHS = "seqlens_k"
+LONGEST = "total_sequence_length"
+LOGITS_POSITIONS = "logits_positions"
 """Inputs of that graph: the last position of each row's cache after a pass ``[batch]``, the length of the
 longest row, and the positions of a pass for which it returns logits ``[batch, n]``.
 """

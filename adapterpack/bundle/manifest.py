@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..errors import FormatError, UnknownAdapter, UnknownName, nearest
+from ..errors import FormatError, UnknownAdapter, UnknownName, require_among
 from ..io import Json, Misfit, PositiveWhole, Whole, read_file, sha256_of, strict_json, typed_json
 from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
@@ -321,14 +321,9 @@ class Bundle:
         Raises:
             UnknownAdapter: the bundle has none.
         """
-        found = next((adapter for adapter in self.adapters if adapter.name == name), None)
-        if found is None:
-            raise UnknownAdapter(
-                "the bundle has no such adapter",
-                found=repr(name),
-                remedy=nearest(name, [a.name for a in self.adapters]),
-            )
-        return found
+        named = {adapter.name: adapter for adapter in self.adapters}
+        require_among("the bundle has no such adapter", name, named, UnknownAdapter)
+        return named[name]
 
 
 def sites_in(part: str, sites: SiteMap) -> dict[str, MappedSite]:
@@ -426,13 +421,8 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
         Revoked: the bundle is on the list of what was revoked.
     """
     require_unrevoked({f"sha256:{hashlib.sha256(data).hexdigest()}": "the bundle"}, where)
-    bundle = typed_json.read(_with_later_fields(strict_json.loads(data, where, _MAX_BYTES)), Bundle)
-    if isinstance(bundle, Misfit):
-        raise FormatError(
-            f"the bundle's manifest does not fit its schema: {bundle.message}",
-            where=f"{where}#{bundle.pointer or '/'}",
-        )
-    return bundle
+    value = _with_later_fields(strict_json.loads(data, where, _MAX_BYTES))
+    return typed_json.require(value, Bundle, "the bundle's manifest does not fit its schema", where)
 
 
 _IN_FULL = {"depth": "full"}

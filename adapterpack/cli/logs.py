@@ -106,15 +106,18 @@ def log_to_stderr(flags: Mapping[str, Any]) -> Iterator[None]:
     global _flags  # noqa: PLW0603 - threads have no context of click, and a process runs one command
     form = os.environ.get(VARIABLE) or FORMATS[0]
     require_among("unknown format of logs", form, FORMATS, ConfigError, VARIABLE)
-    programs, handler = form == "json", _Stderr()
+    programs = form == "json"
+    handler = _Stderr()
     handler.setFormatter(_Json() if programs else _Text())
     for name in _CHATTER:
         logging.getLogger(name).setLevel(logging.ERROR)
-    log, before = logging.getLogger(None if programs else "adapterpack"), _LOG.level
+    log = logging.getLogger(None if programs else "adapterpack")
+    before = _LOG.level
     log.addHandler(handler)
     _LOG.setLevel(logging.DEBUG)  # "tell" has asked for the level
     logging.captureWarnings(programs)
-    _flags, started = flags, time.monotonic()
+    _flags = flags
+    started = time.monotonic()
     try:
         yield
     finally:

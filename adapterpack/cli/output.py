@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,8 +23,12 @@ _PLAIN_WIDTH = 160
 _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 
-def print_json(value: Mapping[str, Any], compact: bool = False) -> None:
-    """Prints one JSON object, ASCII only, so that untrusted names cannot control a terminal."""
+def print_json(value: Mapping[str, Any], compact: bool = False, html: str | None = None) -> None:
+    """Prints one JSON object, ASCII only, so that untrusted names cannot control a terminal; ``html`` is the
+    page that was written, too.
+    """
+    if html is not None:
+        value = {**value, "html": str(Path(html))}
     with guard_stdout():
         click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
 

@@ -13,14 +13,13 @@ traits, never at its name:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..adapter_methods import (
     Dense,
     Kronecker,
-    Method,
     NormalForm,
     Params,
     Site,
@@ -99,7 +98,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         site = with_widths(adapter, base)
     params = complete(method, adapter.config, adapter.wide, site)
     if "fold" not in method.overrides:
-        exact = exact_factors(method, adapter.config, params, site)
+        exact = exact_factors(adapter, params, site)
         if exact is not None:
             if not all(exact.shape):
                 require_widths(site)
@@ -122,9 +121,11 @@ def require_representable(adapter: Adapter, based: bool) -> None:
     """
     method, site = adapter.method, adapter.site
     if method.kind != "weight" or method.is_positional:
-        expected, found = "a method that changes weights", f"not additive: a {method.kind} method"
+        expected = "a method that changes weights"
+        found = f"not additive: a {method.kind} method"
         if method.kind == "weight":
-            expected, found = "a change that is the same at every position", "not the same at every position"
+            expected = "a change that is the same at every position"
+            found = "not the same at every position"
         raise Unsupported(
             f"changes of the method {method.name} cannot be combined by their factors",
             where=site.path,
@@ -192,18 +193,16 @@ def _change(
     return np.asarray(folded - weight)
 
 
-def exact_factors(method: Method, cfg: Any, params: Params, site: Site) -> FactoredChange | None:
+def exact_factors(adapter: Adapter, params: Params, site: Site) -> FactoredChange | None:
     """Returns the factors that the method's own form has, if their rank is low or the method declares it low;
     else None.
     """
-    return _exact(method.normal_form(cfg, params, site), method.traits.low_rank)
-
-
-def _exact(form: NormalForm, low_rank: bool) -> FactoredChange | None:
+    form = adapter.method.normal_form(adapter.config, params, site)
     if form.is_branch and form.down is not None and form.up is not None:
         up, factor = form.up if isinstance(form.up, Dense) else Dense(form.up.dense())
         A, B = np.asarray(form.down.dense()), np.asarray(up)
-        return FactoredChange(A, B, factor) if low_rank or 2 * len(A) <= min(len(B), A.shape[1]) else None
+        low = adapter.method.traits.low_rank or 2 * len(A) <= min(len(B), A.shape[1])
+        return FactoredChange(A, B, factor) if low else None
     if isinstance(form.down, Kronecker) and form == NormalForm(down=form.down):
         (B1, A1), (B2, A2) = _split(np.asarray(form.down.left)), _split(np.asarray(form.down.right))
         if 2 * len(A1) * len(A2) <= min(len(B1) * len(B2), A1.shape[1] * A2.shape[1]):

@@ -14,7 +14,7 @@ from ..adapter_methods.nodes.base import Leaf, Node
 from ..adapter_methods.nodes.composed import NAME, compose_method, is_random, make_own
 from ..adapter_methods.nodes.registry import NODES
 from ..adapter_methods.nodes.tree import MEMBER
-from ..errors import ConfigError, FormatError, Unsupported, nearest
+from ..errors import ConfigError, FormatError, Unsupported, require_among
 from ..manifest import manifest as m
 from ..manifest.structs import Composition, CompositionMember
 from ..pack import Adapter, Pack, descend
@@ -45,7 +45,8 @@ def assemble(
         raise ConfigError(
             "a seed is a whole number", where="seed", expected="from 0 on", found=seed, remedy="give another"
         )
-    base, task = common_base(parents), common_task(parents)
+    base = common_base(parents)
+    task = common_task(parents)
     chosen = _with_base_width(read_tree(tree), base)
     by_name = _members(parents, chosen)
     members = tuple(
@@ -154,14 +155,9 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
             )
     named = list(dict.fromkeys(leaves(tree)))
     for name in named:
-        if name not in by_name:
-            raise ConfigError(
-                "the tree names a pack that is not given",
-                where="tree",
-                found=name,
-                expected=", ".join(by_name),
-                remedy=nearest(name, by_name),
-            )
+        what = "the tree names a pack that is not given"
+        given = ", ".join(by_name)
+        require_among(what, name, by_name, ConfigError, "tree", found=name, expected=given)
     if unused := [name for name in by_name if name not in named]:
         raise ConfigError(
             "the tree does not name every pack",
@@ -176,7 +172,8 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
 def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]]) -> Site:
     """Returns the site if all members at it describe the same one."""
     sites = [adapter.site for _, adapter in parts.values()]
-    first, names = sites[0], list(parts)
+    first = sites[0]
+    names = list(parts)
     for name, site in zip(names, sites, strict=True):
         require_same_site((names[0], first), (name, site))
         if site.kind not in method.traits.layers:

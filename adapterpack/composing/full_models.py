@@ -142,7 +142,8 @@ def merge_models(
         if merges:
             base = None if file.base is None else stored[file.base.name]
             others = [stored[model.name] for model in file.models]
-            values, names = file.values(info.name, own.entries, layers), [model.name for model in file.models]
+            values = file.values(info.name, own.entries, layers)
+            names = [model.name for model in file.models]
             blocks = _merge_rows(rule, arguments, names, others, base, values, info.name)
         else:
             blocks = ((rows, own.raw(rows)) for rows in row_blocks(*own.shape, _BLOCK))
@@ -217,7 +218,8 @@ def _coefficients(rule: Rule, arguments: Arguments, view: Coordinates) -> np.nda
     if rule.coefficients is not None:
         return np.array([rule.coefficients(weights, **arguments)])
     assert rule.mix is not None
-    count, (m, n) = len(weights), view.shape
+    count = len(weights)
+    (m, n) = view.shape
     per = _lines(arguments, view.shape)
     products = np.zeros(({"row": m, "column": n}.get(per, 1), count, count))
     for rows in row_blocks(m, n, _BLOCK // count):
@@ -279,7 +281,7 @@ def _shards(donor: Checkpoint, dtype: str | None) -> list[Shard]:
             for info in sorted(file.tensors.values(), key=lambda info: -DTYPES[info.dtype].itemsize)
         ]
         header, places = plan(entries, {"format": "pt"})
-        shards.append(Shard(name, file, header, tuple(map(Item, places.values()))))
+        shards.append(Shard(name, file.path, header, tuple(map(Item, places.values()))))
     return shards
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import Arrays
-from ..errors import ConfigError, Unsupported, nearest
+from ..errors import ConfigError, Unsupported, require_among
 from ..io import FLOATS, dtype_name
 from ..manifest import manifest as m
 from ..pack import Pack
@@ -61,14 +61,9 @@ def _average(packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules
 def _pick(packs: Sequence[Pack], of: str) -> CombinedModules:
     """Returns the modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
-    if of not in by_name:
-        raise ConfigError(
-            "none of the packs has that name",
-            where="whole",
-            expected=" or ".join(by_name),
-            found=repr(of),
-            remedy=nearest(of, by_name),
-        )
+    unknown = "none of the packs has that name"
+    expected = " or ".join(by_name)
+    require_among(unknown, of, by_name, ConfigError, "whole", expected=expected)
     return CombinedModules(
         replace(common_type(packs), labels=by_name[of].manifest.task.labels),
         by_name[of].full(),

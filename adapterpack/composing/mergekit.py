@@ -124,7 +124,8 @@ def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> 
         >>> to_mergekit(recipe, "org/base", ["packs/a"])["models"]
         [{'model': 'org/base+packs/a', 'parameters': {'weight': 0.5}}]
     """
-    rule, weights = recipe.rule, [parent.weight or 0.0 for parent in recipe.parents]
+    rule = recipe.rule
+    weights = [parent.weight or 0.0 for parent in recipe.parents]
     equal = MERGEKIT_METHODS.get(rule or "")
     reason = (
         "a tree is evaluated when the model runs"

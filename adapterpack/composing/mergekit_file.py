@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .. import resources
-from ..errors import ConfigError, UnknownName, Unsupported, excerpt, nearest
+from ..errors import ConfigError, Unsupported, excerpt, require_among
 from ..manifest.manifest import FILE_NAME
 from ..pack import Pack
 from ..peft import layout
@@ -166,7 +166,8 @@ class MergekitFile(NamedTuple):
         for key, needed in self.method.thinning.items():
             if thin and self.shared[key] != needed:
                 raise self._differs(f"{key}: {self.shared[key]}", f"{key}: {str(needed).lower()}")
-        parameters, total = RULES[self.rule].parameters, sum(weights)
+        parameters = RULES[self.rule].parameters
+        total = sum(weights)
         if (self.params.get("normalize", False) or self.method.positive) and min(weights) < 0:
             raise self._differs(f"weights {weights}", "weights of 0 or more, which its rule divides by")
         factor = 1.0 if "lam" in parameters else float(self.shared.get("lambda", 1.0))
@@ -319,13 +320,13 @@ def read(path: Path) -> MergekitFile:
             expected="a mapping with merge_method and models",
             remedy="name packs, or a mergekit file",
         )
-    name, known = file["merge_method"], table()
+    name = file["merge_method"]
+    known = table()
     if name in known.refused:
         raise Unsupported(
             "no rule does what this method does", where=path, found=f"{name}: {known.refused[name]}"
         )
-    if name not in known.methods:
-        raise UnknownName("unknown merge_method", where=path, found=name, remedy=nearest(name, known.methods))
+    require_among("unknown merge_method", name, known.methods, where=path, found=name)
     method = known.methods[name]
     entries, local, layers = _entries(file, path)
     settings = (*local, _mapping(file.get("parameters"), path))
@@ -333,7 +334,8 @@ def read(path: Path) -> MergekitFile:
     models, relative = _acting_models(method, entries, base, path)
     donor = base or models[0]
     shared = {key: _one_value(key, default, settings, path) for key, default in method.shared.items()}
-    rule, params = method.rule, dict(method.params)
+    rule = method.rule
+    params = dict(method.params)
     for case in method.when:
         if all(shared[key] == value for key, value in case["if"].items()):
             rule, params = case["rule"], case["params"]
@@ -369,7 +371,8 @@ def read(path: Path) -> MergekitFile:
 
 def _entries(file: Settings, path: Path) -> tuple[list[Model], list[Settings], int | None]:
     """Returns the models, the settings of a slice or module around them, and how many layers a slice has."""
-    local, inner = list[Settings](), file
+    local = list[Settings]()
+    inner = file
     if "modules" in file:
         modules = _mapping(file["modules"], path)
         if list(modules) != ["default"]:
@@ -382,7 +385,8 @@ def _entries(file: Settings, path: Path) -> tuple[list[Model], list[Settings], i
             )
         inner = _mapping(modules["default"], path)
         local.append(_mapping(inner.get("parameters"), path))
-    listed, layers = inner.get("models"), None
+    listed = inner.get("models")
+    layers = None
     if "slices" in inner:
         slices = inner["slices"]
         if not isinstance(slices, list) or len(slices) != 1:
@@ -496,7 +500,8 @@ def _evaluate(setting: Any, name: str, place: float | None) -> Any:
             remedy="name the folder of the base: base_model: FOLDER",
         )
     at = place * (len(setting) - 1)
-    low, share = setting[int(at)], at - int(at)
+    low = setting[int(at)]
+    share = at - int(at)
     if not share:
         return low
     return (1 - share) * _number(low, "a list") + share * _number(setting[int(at) + 1], "a list")

@@ -227,9 +227,7 @@ def _rank(adapter: Adapter, request: CompositionRequest, within: bool, based: bo
     if not within:
         require_representable(adapter, based)
     if "fold" not in method.overrides and method.traits.independent:
-        exact = exact_factors(
-            method, adapter.config, complete(method, adapter.config, adapter.wide, site), site
-        )
+        exact = exact_factors(adapter, complete(method, adapter.config, adapter.wide, site), site)
         if exact is not None:
             return len(exact.A), True
     if not within:
@@ -255,8 +253,12 @@ def _group(
     k = 0 if within else min(most, request.rank or most)
     dense = "held" if m * n <= MAX_IN_MEMORY else "streamed"
     by_needs = dense if rule.needs == "D" else "moment" if rule.statistics == "moment" else rule.needs
-    path, sized = PATHS["within" if within else by_needs], Sized(m, n, ranks, k)
-    flops, peak, notes, exact = path.flops(sized), path.bytes(sized), list[str](), True
+    path = PATHS["within" if within else by_needs]
+    sized = Sized(m, n, ranks, k)
+    flops = path.flops(sized)
+    peak = path.bytes(sized)
+    notes = list[str]()
+    exact = True
     if not within:
         loses = rule.needs == "D" or (
             request.cuts and (k < most or request.energy is not None or request.budget is not None)

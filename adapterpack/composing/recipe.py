@@ -93,7 +93,8 @@ def recipe_of(pack: Pack) -> CompositionRecipe:
             found="no lineage" if lineage is None else lineage.operation,
             remedy="name a recipe, or a pack that compose made",
         )
-    result, params = pack.id, dict(lineage.params)
+    result = pack.id
+    params = dict(lineage.params)
     if pack.manifest.composition is not None:
         return CompositionRecipe(
             pack.manifest.pack.name,

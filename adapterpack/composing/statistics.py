@@ -82,7 +82,8 @@ def read(path: StrPath) -> Statistics:
         ('moment', (2, 2))
     """
     file = SafetensorsFile(path)
-    about, rows = file.metadata, file.metadata.get("rows", "")
+    about = file.metadata
+    rows = file.metadata.get("rows", "")
     if (
         about.get("format") != FORMAT
         or about.get("kind") not in KINDS

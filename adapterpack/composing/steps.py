@@ -360,7 +360,8 @@ def combine_sites(work: CompositionWork, progress: Progress | None = None) -> Si
     """
     results: list[Any] = [None] * len(work.sites)
     batches = _batches(work.sites)
-    done, total = 0, 4 * sum(joint.numbers for joint in work.sites)
+    done = 0
+    total = 4 * sum(joint.numbers for joint in work.sites)
     # numpy would only warn of an overflow; the batch raises with the site's name
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):
         combine = work.rule.prepared([joint.terms for joint in work.sites], work.arguments)
@@ -480,7 +481,7 @@ def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, An
     loss.
     """
     request = work.request
-    details: dict[str, Any] = {**work.arguments, **request.cut.settings}
+    details = {**work.arguments, **request.cut.settings}
     if request.budget is not None:
         details["budget"] = request.budget
     if any(parent.manifest.full_groups for parent in work.parents):

@@ -50,13 +50,16 @@ def candidates(packs: Sequence[Pack]) -> list[Candidate]:
     found = []
     known: dict[str, tuple[str, Site]] = {}
     for pack in packs:
-        sites, changes, energy = {}, {}, {}
+        sites = {}
+        changes = {}
+        energy = {}
         for adapter in pack.adapters():
             change = represent(adapter).factors
             m, n = change.shape
             site = dataclasses.replace(adapter.site, in_features=n, out_features=m)
             require_same_site(known.setdefault(site.path, (pack.name, site)), (pack.name, site), "compress")
-            sites[site.path], changes[site.path] = (site, adapter.weight), change
+            sites[site.path] = (site, adapter.weight)
+            changes[site.path] = change
             energy[site.path] = max(inner(change, change), 0.0)
         found.append(Candidate(pack, sites, changes, energy))
     return found

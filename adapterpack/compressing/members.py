@@ -111,12 +111,14 @@ def drafts_of(fleet: Fleet) -> tuple[dict[str, Site], Fit]:
 
 
 def _draft(fleet: Fleet, member: Member) -> MemberDraft:
-    pack, shared = fleet.pack(member.name), fleet.shared(member.name)
+    pack = fleet.pack(member.name)
+    shared = fleet.shared(member.name)
     factors = {adapter.site.path: adapter for adapter in pack.adapters()}
     sites = {path: (adapter.site, adapter.weight) for path, adapter in factors.items()}
     changes = {
         path: Factors(adapter.params["lora_A"], adapter.params["lora_B"]) for path, adapter in factors.items()
     }
     cores = {path: StoredCore(one.codes, one.scales) for path, one in shared.items()}
-    candidate, alone = Candidate(pack, sites, changes, {}), member.cluster is None
+    candidate = Candidate(pack, sites, changes, {})
+    alone = member.cluster is None
     return MemberDraft(member.cluster or 0, cores, member.error, member.worst, candidate, alone)

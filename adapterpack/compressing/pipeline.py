@@ -153,7 +153,9 @@ def _choose_fit(
                 remedy="allow more bytes",
             )
         return fit_bases(found, fitting[-1], clusters)
-    low, high, best = 0, len(ranks) - 1, fit_bases(found, ranks[-1], clusters)
+    low = 0
+    high = len(ranks) - 1
+    best = fit_bases(found, ranks[-1], clusters)
     while low < high:
         middle = (low + high) // 2
         fit = fit_bases(found, ranks[middle], clusters)

@@ -56,7 +56,9 @@ _MORE_ROWS = 6
 _LENGTH = 12
 _SHARED = 8
 """How many of the adapter's likeliest tokens the base is asked for, too."""
-_EXACT, _HALF, _QUANTIZED = 1e-4, 0.02, 0.25
+_EXACT = 1e-4
+_HALF = 0.02
+_QUANTIZED = 0.25
 """How far a base's answers may be off, relative to the largest logit: by float32, by half precision and by
 four bits. Measured: 5e-5, 2e-3 and 3.5e-2; eight bits 3e-3.
 """

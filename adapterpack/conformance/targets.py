@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.error import HTTPError
@@ -14,7 +14,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import msgspec
 
-from ..errors import FormatError, StorageError, UnknownAdapter, Unsupported, nearest
+from ..errors import FormatError, StorageError, UnknownAdapter, Unsupported, require_among
 
 Logprobs = dict[int, float]
 """Log-probabilities of the next token by its id: of the likeliest ones, and of others that were asked for."""
@@ -67,7 +67,8 @@ class Connection:
             Unsupported: the server answers with an error.
             FormatError: its answer is too long, or not of that kind.
         """
-        url, data = self.url + path, None if body is None else json.dumps(body).encode()
+        url = self.url + path
+        data = None if body is None else json.dumps(body).encode()
         try:
             with self._open(Request(url, data, self._headers), timeout=_SECONDS) as response:
                 answer = response.read(_LARGEST_ANSWER)
@@ -215,16 +216,10 @@ def _openai(connection: Connection, model: str) -> Responder:
     return Responder(f"{model} at {connection.url}", ask(model), None if base is None else ask(base))
 
 
-def require_adapter(model: str, names: Iterable[str], where: object) -> None:
+def require_adapter(model: str, names: Collection[str], where: object) -> None:
     """Checks that a target has an adapter of this name.
 
     Raises:
         UnknownAdapter: it has none.
     """
-    if model not in names:
-        raise UnknownAdapter(
-            "there is no adapter of this name",
-            where=where,
-            found=model,
-            remedy=nearest(model, names),
-        )
+    require_among("there is no adapter of this name", model, names, UnknownAdapter, where, found=model)

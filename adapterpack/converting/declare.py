@@ -80,10 +80,8 @@ def _require_same_places(pack: Pack, base: Checkpoint, variant_base: Checkpoint)
     or to nothing.
     """
     for group in pack.manifest.groups:
-        old, new = (
-            base.weight_name(group.path, group.weight),
-            variant_base.weight_name(group.path, group.weight),
-        )
+        old = base.weight_name(group.path, group.weight)
+        new = variant_base.weight_name(group.path, group.weight)
         if old is None or new is None:
             continue
         stem, place = old.rpartition(".")[0], new.rpartition(".")[0]

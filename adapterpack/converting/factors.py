@@ -131,7 +131,9 @@ def lora_pack(
             check_pair(value.down, value.up, place)
             if not math.isfinite(value.scale):
                 raise NonFinite("a scale is not finite", where=place, found=value.scale)
-            cfg, down, up = LoRA(r=value.down.shape[0], alpha=value.alpha), value.down, value.up
+            cfg = LoRA(r=value.down.shape[0], alpha=value.alpha)
+            down = value.down
+            up = value.up
         else:
             cfg, down, up = value
             check_pair(down, up, place)

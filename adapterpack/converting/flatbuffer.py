@@ -21,7 +21,9 @@ from .format import read_file
 
 MAGIC = b"TORT"
 VERSION = 1
-_MAX_PARAMETERS, _MAX_RANK, _MAX_NAME = 50_000, 8, 512
+_MAX_PARAMETERS = 50_000
+_MAX_RANK = 8
+_MAX_NAME = 512
 _DTYPES: dict[int, Any] = {
     1: np.dtype("<f4"),
     10: np.dtype("<f2"),

@@ -5,7 +5,6 @@ that it alters is a note.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from ..errors import ConfigError, FormatError, Unsupported, printable
 from ..io import TENSORS, open_regular, read_at_most
 from ..pack import Pack
+from ..peft.layout import CONFIG
 from ..peft.options import PICKLES, SHARD, TORCHTUNE
 from ..registry import Registry
 from .base import BaseModel
@@ -110,6 +110,17 @@ def format_of(path: Path) -> Format | None:
     return next((form for form in formats().values() if form.detect(path)), None)
 
 
+def beside_config(*files: str) -> Callable[[Path], bool]:
+    """Returns what recognizes a folder with ``adapter_config.json`` and one of these files, without tensors
+    under PEFT's name.
+    """
+    return lambda path: (
+        (path / CONFIG).is_file()
+        and not (path / TENSORS).exists()
+        and any((path / name).is_file() for name in files)
+    )
+
+
 def first_bytes(path: Path, count: int) -> bytes:
     """Returns the first bytes of a regular file, and no bytes for anything else."""
     if not path.is_file():
@@ -176,13 +187,3 @@ def list_first(names: list[str], most: int = 5) -> str:
     """
     shown = ", ".join(printable(name[:200]) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def plain_name(text: str) -> str:
-    """Replaces the characters that a pack's name may not have.
-
-    Example:
-        >>> plain_name("my LoRA (v2)")
-        'my-LoRA-v2'
-    """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:128] or "adapter"

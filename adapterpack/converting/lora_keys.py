@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..base import renamings_of
 from ..base.renamings import publish_path
-from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
+from ..errors import AdapterpackError, Unsupported, require_among
 from ..io import open_regular
 from ..io.safetensors import parse_header
 from ..pack import Pack
@@ -74,13 +74,7 @@ def choose_models(parts: Mapping[str, Iterable[str]], source: ConversionSource) 
                 remedy="choose one with --part, and convert each",
             )
         return list(sizes), ()
-    if source.part not in sizes:
-        raise UnknownName(
-            "the file has no such part",
-            where=source.path,
-            found=repr(source.part),
-            remedy=nearest(source.part, sizes),
-        )
+    require_among("the file has no such part", source.part, sizes, where=source.path)
     left_out = sorted(set(sizes) - {source.part})
     note = f"only {source.part} was read, as asked; left out: {list_first(left_out)}"
     return [source.part], (note,) if left_out else ()

@@ -56,7 +56,9 @@ def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
 def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed | None]) -> Pack:
     checkpoint = base.checkpoint
     pack = match_layers(pack, checkpoint)
-    change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
+    change = hook(pack.method)
+    claims = pack.manifest
+    shared = pack.shared()
     assert change is not None
     names = {group.path: base.weight_name(group.path, group.weight) for group in claims.adapter_groups}
     sites: dict[Site, tuple[Any, Tensors]] = {}

@@ -29,7 +29,9 @@ TWICE = (
     "PEFT up to 0.21.2 adds the change of an attention's out_proj twice, and this folder is written for it: "
     "a version that adds it once takes it for half of what it is"
 )
-_IN, _OUT, _APART = ".in_proj_weight", ".out_proj.weight", ".q_proj_weight"
+_IN = ".in_proj_weight"
+_OUT = ".out_proj.weight"
+_APART = ".q_proj_weight"
 
 
 def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], tuple[str, ...]] | None:
@@ -40,10 +42,8 @@ def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes],
         Unsupported: PEFT has no such adapter of torch's own attention; or only ``base``, which is missing,
             could show whether a parameter belongs to it.
     """
-    form, groups = (
-        pack.method.peft,
-        {group.path: group for group in pack.groups if group.role == "adapter" and is_bare(group.kind)},
-    )
+    form = pack.method.peft
+    groups = {group.path: group for group in pack.groups if group.role == "adapter" and is_bare(group.kind)}
     if (
         form is None
         or "bare_parameters" not in form.overrides
@@ -143,7 +143,8 @@ def reorder_for_peft(pack: Pack) -> dict[str, bytes] | None:
     """Returns the files of PEFT's folder with the tensors of the only site in PEFT's order; None if PEFT has
     no such adapter.
     """
-    form, adapters = pack.method.peft, [group for group in pack.groups if group.role == "adapter"]
+    form = pack.method.peft
+    adapters = [group for group in pack.groups if group.role == "adapter"]
     if (
         form is None
         or "reorder_for_peft" not in form.overrides

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import ConfigError, FormatError, NothingToDo, Unsupported
 from ..hub import folder_of
 from ..io import SafetensorsFile, output_file, output_folder, refuse_existing, sha256_of
+from ..manifest import plain_name
 from ..pack import Pack
 from ..pack.on_base import rewritten_on
 from ..paths import StrPath
@@ -24,7 +25,6 @@ from .format import (
     first_bytes,
     format_of,
     formats,
-    plain_name,
     require_base,
 )
 from .labels import name_labels, unnamed_note
@@ -119,7 +119,8 @@ def convert(
     name = plain_name(target.name if written.folder else target.stem)
     notes: Notes = ()
     if isinstance(source, Pack):
-        form, pack = FORMATS["pack"], require_base_fits(source, model)
+        form = FORMATS["pack"]
+        pack = require_base_fits(source, model)
     else:
         path = folder_of(source)
         form = detect(path)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterpackError, ConfigError
+from ..manifest import plain_name
 from ..pack.inspect import summary
 from ..pack.validate.checks import unreadable
 from ..pack.validate.checks.finding import Report
 from ..pack.validate.validation import NO_BASE
 from .base import open_base
-from .format import ConversionSource, Format, Reading, plain_name
+from .format import ConversionSource, Format, Reading
 from .pipeline import detect
 
 _NO_DIGESTS = "digests and canary: the format carries none"

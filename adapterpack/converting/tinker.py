@@ -38,7 +38,8 @@ def split_experts(folder: Path) -> HeldFile | None:
         return None
     counts: dict[str, int] = {}
     for name, match in found.items():
-        shape, module = file.tensors[name].shape, f"{match[1]}.{match[2]}"
+        shape = file.tensors[name].shape
+        module = f"{match[1]}.{match[2]}"
         known = counts.get(module, 1)
         if len(shape) != 3 or (shape[0] != known and 1 not in (shape[0], known)):
             raise FormatError(
@@ -62,7 +63,8 @@ def split_experts(folder: Path) -> HeldFile | None:
     tensors = {name: file.read(name) for name in file.tensors if name not in found}
     for name, match in found.items():
         path, matrix, leaf = match.groups()
-        count, whole = counts[f"{path}.{matrix}"], file.read(name)
+        count = counts[f"{path}.{matrix}"]
+        whole = file.read(name)
         if whole.size:  # a model without this matrix has an empty one
             every = np.broadcast_to(whole, (count, *whole.shape[1:]))
             tensors |= {f"{path}.{at}.{_NAMES[matrix]}.{leaf}": every[at] for at in range(count)}

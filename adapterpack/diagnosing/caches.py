@@ -159,7 +159,9 @@ def clean(caches: Iterable[Cache]) -> Cleaned:
     Raises:
         StorageError: something cannot be removed.
     """
-    folders, left, freed = [], [], 0
+    folders = []
+    left = []
+    freed = 0
     for one in caches:
         before = one.bytes
         for entry in one.entries:

@@ -64,7 +64,9 @@ def check_cuda() -> CheckResult:
 
 
 def _card(driver: Any, number: int) -> dict[str, Any]:
-    device, name, memory = ctypes.c_int(0), ctypes.create_string_buffer(256), ctypes.c_size_t(0)
+    device = ctypes.c_int(0)
+    name = ctypes.create_string_buffer(256)
+    memory = ctypes.c_size_t(0)
     driver.cuDeviceGet(ctypes.byref(device), number)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
@@ -77,7 +79,8 @@ _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def check_threads() -> CheckResult:
     """Reports the threads of a computation, and the share of the processors that this process may use."""
-    usable, quota = cores(), _quota()
+    usable = cores()
+    quota = _quota()
     facts = {
         "processors": os.cpu_count(),
         "usable": usable,
@@ -148,7 +151,8 @@ def check_disk() -> CheckResult:
     ):
         # the folder is created when it is needed: check its nearest existing parent
         there = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
-        free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK | os.X_OK)
+        free = shutil.disk_usage(there).free
+        writable = os.access(there, os.W_OK | os.X_OK)
         rows.append(
             {"for": use, "folder": str(wanted), "free": size(free), "bytes": free, "writable": writable}
         )

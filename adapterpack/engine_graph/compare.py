@@ -49,7 +49,8 @@ def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 
     piece = tokens if reads_whole(session) else _PIECE
     acting = session.acting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, [name])
     stops = [*range(piece, tokens - steps, piece), *range(tokens - steps, tokens + 1)]
-    outputs, start = Arrays(), 0
+    outputs = Arrays()
+    start = 0
     for stop in stops:
         given = {ADAPTER_POSITIONS: acting[:, start:stop]} if ADAPTER_POSITIONS in session.inputs else {}
         mask = np.ones((1, stop), np.int64)

@@ -87,14 +87,18 @@ def _run(folder: Path, tokens: np.ndarray | None = None) -> _Run:
     once by random tokens, which do not count for the scales; or by the given ``tokens``.
     """
     session = Session(folder, provider="cpu", verify="off", mapped=True)
-    reader, prompts = AdapterReader(session), texts(session)
+    reader = AdapterReader(session)
+    prompts = texts(session)
     prompts, natural, rng = [*prompts, *prompts], len(prompts), np.random.default_rng(7)
     longest = max(map(len, prompts))
     room = (context_of(session) or _LENGTH + _ROOM) - _ROOM
-    length, count = max(1, min(_LENGTH, room)), max(1, min(_STEPS, room - longest))
+    length = max(1, min(_LENGTH, room))
+    count = max(1, min(_STEPS, room - longest))
     batch = ModelRunner(session, reader, len(prompts), max(length, longest + count) + _ROOM)
     packs = [None, *(session.packs.values() if session.bundle.mode == "bank" else ())]
-    logits, chosen, largest = [], [], dict[str, np.ndarray]()
+    logits = []
+    chosen = []
+    largest = dict[str, np.ndarray]()
     for number, pack in enumerate(packs):
         adapter = None if pack is None else reader.read(pack)
         rows = [SequenceState(prompt=prompt, adapter=adapter) for prompt in prompts]

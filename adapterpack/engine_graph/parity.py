@@ -39,7 +39,8 @@ _PIECE = 3
 """Tokens of a prompt in one pass, so that longer prompts continue from their caches."""
 _PIECES = 16
 """Number of pieces of the longest of the long prompts."""
-_LONGEST, _MOST_ROWS = 1 << 14, 16
+_LONGEST = 1 << 14
+_MOST_ROWS = 16
 """Limits on the rows that a manifest may request: their length and their number."""
 _ROOM = 32
 """Positions reserved for the prompts of adapters."""
@@ -59,7 +60,8 @@ def with_decoder(bundle: Bundle, folder: Path, say: Say, adapters: Sequence[Pack
     """
     made = dataclasses.replace(bundle, decoder=True)
     made.write(folder, draft=True)
-    ordinary, fast = folder / graph_file(MAIN), is_fast(folder / graph_file(MAIN))
+    ordinary = folder / graph_file(MAIN)
+    fast = is_fast(folder / graph_file(MAIN))
     if fast:
         make_fast(ordinary, fast=False)
     write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
@@ -78,7 +80,8 @@ def with_report(bundle: Bundle, **entries: object) -> Bundle:
 def _proof(made: Bundle, folder: Path, say: Say, adapters: Sequence[Pack]) -> Json:
     """Runs the ordinary graph first and then the engine's, so that only one has its weights in memory."""
     session = _open(dataclasses.replace(made, decoder=False), folder, adapters)
-    rng, most = np.random.default_rng(11), _most_ids(session)
+    rng = np.random.default_rng(11)
+    most = _most_ids(session)
     rows = [_ids(session, rng, most, length) for length in _LENGTHS]
     start = [*start_ids(session), *_ids(session, rng, most, _PIECE)] if session.task.has_encoder else []
     # The ordinary graph of a decoder with an encoder takes prompts of one length only.
@@ -259,7 +262,8 @@ def _ordinary(
         going = DecoderOnly(session, rows, names, given)
     else:
         assert sources is not None
-        texts, given = [], Arrays()
+        texts = []
+        given = Arrays()
         if "input_ids" in sources[0]:
             texts = [source["input_ids"][0].tolist() for source in sources]
         else:
@@ -285,7 +289,8 @@ def _by_engine(
     tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Returns the same logits from the engine's graph, which reads ``piece`` tokens of a prompt at a time."""
-    given, first = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True), []
+    given = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)
+    first = []
     rows = [
         SequenceState(prompt=ids, adapter=adapter, features=source)
         if {OFFSETS, FEATURES} & source.keys()

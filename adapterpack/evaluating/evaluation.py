@@ -45,8 +45,7 @@ class EvaluatedModel(NamedTuple):
     def media(self) -> Media:
         """The reader of images and recordings as training uses it."""
         session = self.session
-        media: Media = session.once("training's media", lambda: Media(session.folder, session.task))
-        return media
+        return session.once("training's media", lambda: Media(session.folder, session.task))
 
 
 class EvaluationRow(NamedTuple):

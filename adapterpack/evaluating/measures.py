@@ -101,7 +101,8 @@ def draw(measure: Measure, rows: int, draws: int) -> np.ndarray:
     """Returns a measure on all rows, and then on draws of as many rows with replacement. All measures of so
     many draws get the same ones, so that differences are those of the same rows.
     """
-    random, even = np.random.default_rng(_SEED), np.full(rows, 1 / rows)
+    random = np.random.default_rng(_SEED)
+    even = np.full(rows, 1 / rows)
     weights = (random.multinomial(rows, even) for _ in range(min(draws, measure.draws)))
     with np.errstate(all="ignore"):  # 0 / 0 is a measure that a draw does not have
         return np.array([measure.value(np.ones(rows, np.int64)), *map(measure.value, weights)])

@@ -92,7 +92,8 @@ def evaluate(
         checked[:] = kind, kind.read(table, report)
 
     folder = bundle_for(bundle, packs, progress=progress, accept=check)
-    session, loaded = Session(folder, provider), list[str]()
+    session = Session(folder, provider)
+    loaded = list[str]()
     if folder == folder_of(bundle):
         loaded = [session.load(pack) for pack in packs]
     else:
@@ -178,7 +179,9 @@ def _models(
         ConfigError: no model has a trained head.
     """
     folded = session.bundle.mode == "folded"
-    models, missing, task = {}, {}, session.task
+    models = {}
+    missing = {}
+    task = session.task
     for adapter in [*([] if folded and session.adapters else [None]), *adapters]:
         head = session.head(None if adapter is None else session.pack(adapter))
         name = adapter or BASE
@@ -240,11 +243,14 @@ def _loss(
     model: EvaluatedModel, encoded: Mapping[str, Sequence[int]], tick: Callable[[], None]
 ) -> tuple[float, int]:
     """Returns the negative log-likelihood of the learned tokens of an encoded text, and their number."""
-    session, ids, labels = model.session, encoded["input_ids"], encoded["labels"]
+    session = model.session
+    ids = encoded["input_ids"]
+    labels = encoded["labels"]
     if session.task.has_encoder:
         inputs = {"input_ids": ids, "decoder_input_ids": [*start_ids(session)[:1], *labels[:-1]]}
     else:
-        inputs, labels = {"input_ids": ids}, [*labels[1:], IGNORED]
+        inputs = {"input_ids": ids}
+        labels = [*labels[1:], IGNORED]
     arrays = {name: np.array([value], np.int64) for name, value in inputs.items()}
     learned = np.flatnonzero(np.array(labels) != IGNORED)
     logits = session.run(arrays, model.adapter)["logits"][0][learned].astype(np.float64)

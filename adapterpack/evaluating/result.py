@@ -128,7 +128,8 @@ def figures_of(
     judged: Mapping[str, tuple[str | None, Judgement]], rows: int, draws: int
 ) -> list[ModelFigures]:
     """Returns the figures of models, given as name -> pack and judgement."""
-    found, first = [], dict[str, np.ndarray]()
+    found = []
+    first = dict[str, np.ndarray]()
     for name, (pack, judgement) in judged.items():
         drawn = {one.name: draw(one, rows, draws) for one in judgement.measures}
         gains = {

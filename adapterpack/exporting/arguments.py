@@ -139,7 +139,9 @@ def prepare(request: ExportRequest) -> ExportJob:
         Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model
             for another task.
     """
-    base, checkpoint, mode = request.base, request.checkpoint, request.mode
+    base = request.base
+    checkpoint = request.checkpoint
+    mode = request.mode
     require_among("unknown mode", mode, MODES)
     require_among("unknown pooling", request.pooling, POOLING)
     require_among("unknown depth of a proof", request.proof, PROOFS)
@@ -154,7 +156,8 @@ def prepare(request: ExportRequest) -> ExportJob:
     folder = folder_of(base if checkpoint is None else checkpoint)
     model = Checkpoint(folder) if file is not None else DequantizedCheckpoint(folder)
     packs = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in request.packs]
-    task, dtype = _task(request.task, packs, model), precision(request.dtype).name
+    task = _task(request.task, packs, model)
+    dtype = precision(request.dtype).name
     packs = _on_base(packs, model, request.allow_structural)
     for pack in packs if mode != "folded" else ():
         require_slots(pack)
@@ -269,7 +272,9 @@ def _quantization(
         UnknownName, ConfigError: an option has no such value, or has no effect together with the others.
         Unsupported: no graph can be written in this scheme.
     """
-    scheme, options, dequantize = request.quantize, request.graph_options, request.dequantize
+    scheme = request.quantize
+    options = request.graph_options
+    dequantize = request.dequantize
     if scheme is None and decoded is not None and not dequantize and floats == DEFAULT:
         scheme = STORED
     if scheme == TRAINED or (scheme == STORED and decoded is not None):

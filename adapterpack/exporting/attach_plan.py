@@ -198,7 +198,8 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
     Leaves out a module that appears in two graphs, or in one with several weights: a slot could not tell its
     uses apart.
     """
-    wanted, in_graphs = wanted_blocks(packs), list[MappedSite]()
+    wanted = wanted_blocks(packs)
+    in_graphs = list[MappedSite]()
     for part, model in graph.parts.items():
         linear = find_heads(model, graph.scope, packs, find_sites(model, graph.scope))
         blocks = find_blocks(model, graph.scope, wanted, linear)

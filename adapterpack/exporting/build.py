@@ -139,7 +139,9 @@ def _open_source(job: ExportJob, say: Say) -> Iterator[tuple[ExportJob, ExportSo
         return
     with scratch_folder() as root:
         name = source.folder.resolve().name
-        decoded, packs, new = job.decoded, job.packs, list[str]()
+        decoded = job.decoded
+        packs = job.packs
+        new = list[str]()
         if job.trained is not None and job.quantize is not None:
             say(f"quantize the base as {job.trained.scheme}, as in training")
             with needed_by("adapterpack.export", "export"):

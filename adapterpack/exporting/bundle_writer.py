@@ -147,7 +147,8 @@ def _say_defaults(path: Path, source: ExportSource) -> None:
     """Writes what only the transformers class knows into the bundle's configuration: attention windows, from
     which the engine's graph is built without transformers, and the sizes of images.
     """
-    written, resolved = read_json(path), config_of(source.folder).to_dict()
+    written = read_json(path)
+    resolved = config_of(source.folder).to_dict()
     said = said_in(written, resolved)
     if "image_features" in source.task.main.inputs:
         vision = {**resolved["vision_config"], **said.get("vision_config", {})}
@@ -200,7 +201,8 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Say) -> None
     require_space(folder, total)
     for value in values:
         value.const_value = _row_by_row(value.const_value)
-    written, last = 0, time.monotonic()
+    written = 0
+    last = time.monotonic()
 
     def tell(tensor: ir.TensorProtocol, info: object) -> None:
         nonlocal written, last
@@ -238,7 +240,9 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def _attach(model: ir.Model, job: ExportJob, sites: SiteMap, plan: AttachPlan) -> AttachPlan:
     """Packs siblings of one graph and attaches the graph's part of the packs; returns what it attached."""
-    mode, plan, slots = job.request.mode, plan._replace(slot_name=job.target.slot_name), slot_names(model)
+    mode = job.request.mode
+    plan = plan._replace(slot_name=job.target.slot_name)
+    slots = slot_names(model)
     plan = pack_siblings(
         model,
         {path: site for path, site in sites.items() if site.part == plan.part},
@@ -288,7 +292,9 @@ def _manifest(
     """Returns the manifest without the fields that are known later: the padding side, the proof, and the
     digests of the files.
     """
-    base, task, is_bank = job.base, job.task, job.request.mode == "bank"
+    base = job.base
+    task = job.task
+    is_bank = job.request.mode == "bank"
     return Bundle(
         mode=job.request.mode,
         task=task.name,

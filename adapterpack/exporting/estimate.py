@@ -22,7 +22,11 @@ from .proof.plan import ProofPlan, count_numbers, sample
 
 _OWN = 800 << 20
 """Bytes of memory of torch, ONNX Runtime and transformers."""
-_BUILD, _CODES, _PASSES, _ENGINE, _PLACES = 16, 40, 12, 50, 12
+_BUILD = 16
+_CODES = 40
+_PASSES = 12
+_ENGINE = 50
+_PLACES = 12
 """Seconds of one core for 10^9 numbers, measured on Llama's shapes: to build and write a graph, to quantize
 it, to prove one adapter, to prove the engine's graph, and to compare the places of weights.
 """
@@ -62,7 +66,8 @@ class ExportEstimate(NamedTuple):
 
 def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEstimate:
     """Estimates the export of a source with this plan of its proof."""
-    base, quantize = Checkpoint(source.folder), job.quantize
+    base = Checkpoint(source.folder)
+    quantize = job.quantize
     extents = [info.shape for info in base.tensors.values()]
     numbers = count_numbers(base)
     stored = sum(info.nbytes for info in base.tensors.values())
@@ -77,7 +82,8 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
         # the head has codes of its own; an embedding that is not tied to it stays float
         words = base.config.get("vocab_size")
         tables = [math.prod(shape) for shape in extents if len(shape) == 2 and shape[0] == words]
-        head, table = max(tables, default=0), min(tables) if len(tables) > 1 else 0
+        head = max(tables, default=0)
+        table = min(tables) if len(tables) > 1 else 0
         bundle = round(
             (numbers - head - table) * bytes_per_number(quantize.setting, itemsize)
             + head * (bytes_per_number(quantize.head_setting, itemsize) if quantize.setting else 2)

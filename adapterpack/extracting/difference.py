@@ -55,7 +55,8 @@ def _read(
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yields the rows of a ``[m, n]`` tensor in blocks, from both files, as numbers of these types."""
     tuned, base = pair.infos
-    files, (m, n) = (pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path), shape
+    files = (pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path)
+    m, n = shape
     with (
         storage_errors(f"{files[0]} or {files[1]}"),
         open_descriptor(files[0], os.O_RDONLY) as first,
@@ -86,7 +87,9 @@ class WeightDifference:
         self.dtype = np.dtype(np.float64 if wide else np.float32)
         self.bits = _BITS[stored.dtype]
         self._cached: np.ndarray | None = None
-        self.noise, self.total, self.finite = 0.0, 0.0, True
+        self.noise = 0.0
+        self.total = 0.0
+        self.finite = True
         by_row, by_column = np.zeros(self.shape[0]), np.zeros(self.shape[1])
         cached = np.empty(self.shape, self.dtype) if self.shape[0] * self.shape[1] <= _MAX_CACHED else None
         for rows, difference, tuned in self._fresh():

@@ -14,7 +14,7 @@ from ..adapter_methods.lora import lora
 from ..base import Checkpoint, require_plain
 from ..composing.arguments import chosen_name
 from ..composing.result import as_lora, truncation
-from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
+from ..errors import BaseMismatch, NonFinite, NothingToDo, Unsupported, require_among
 from ..io import Ticker, in_order, refuse_existing
 from ..lowrank import Cut, Factors, Loss
 from ..manifest import manifest as m
@@ -96,13 +96,7 @@ def extract(
         0.0021
     """
     Cut(rank, energy)
-    if rest not in REST:
-        raise UnknownName(
-            "unknown way to treat tensors that are no matrices",
-            where="rest",
-            found=repr(rest),
-            remedy=nearest(rest, REST),
-        )
+    require_among("unknown way to treat tensors that are no matrices", rest, REST, where="rest")
     refuse_existing(out)
     new, old = Checkpoint(tuned), Checkpoint(base)
     pack_name = chosen_name(
@@ -291,7 +285,8 @@ def _task(new: Checkpoint) -> m.PackTask:
 
 
 def _base(old: Checkpoint) -> m.Base:
-    fingerprint, model_type = old.fingerprint(), old.config.get("model_type")
+    fingerprint = old.fingerprint()
+    model_type = old.config.get("model_type")
     return m.Base(
         old.name,
         old.commit,
@@ -311,7 +306,8 @@ def _provenance(
     left_out: Sequence[str],
     plan: ClassifiedTensors,
 ) -> dict[str, Any]:
-    noise, total = sum(site.noise for site in sites), sum(site.loss.total for site in sites)
+    noise = sum(site.noise for site in sites)
+    total = sum(site.loss.total for site in sites)
     return {
         "tuned": {"name": new.name, "content": new.content},
         "base": {"name": old.name, "content": old.content},

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..adapter_methods import Arrays, LoRA, Site, Tensors
 from ..adapter_methods.lora import lora
-from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, Unsigned, WronglySigned, nearest
+from ..errors import CorruptBlob, FormatError, NonFinite, Unsigned, WronglySigned, require_among
 from ..io import HeldFile, output_folder, read_file, safetensors
 from ..io.safe_open import in_hub_cache
 from ..manifest import Parent
@@ -155,18 +155,9 @@ class Fleet:
         Raises:
             UnknownName: no member has that name.
         """
-        found = next(
-            ((number, member) for number, member in enumerate(self.manifest.members) if member.name == name),
-            None,
-        )
-        if found is None:
-            raise UnknownName(
-                "the fleet has no such member",
-                where=self.manifest.name,
-                found=repr(name),
-                remedy=nearest(name, self.names),
-            )
-        return found
+        require_among("the fleet has no such member", name, self.names, where=self.manifest.name)
+        number = self.names.index(name)
+        return number, self.manifest.members[number]
 
     def shared(self, name: str) -> dict[str, SharedFactors]:
         """Returns a member's change in the fleet's bases, by site (zero where it changes nothing), or an
@@ -219,7 +210,8 @@ class Fleet:
                 "compress", (Parent(member.pack, name),), {"fleet": self.manifest.id, "error": member.error}
             ),
         )
-        pack, shared = dataclasses.replace(pack, vouched=self._vouched), self.shared(name)
+        pack = dataclasses.replace(pack, vouched=self._vouched)
+        shared = self.shared(name)
         if not shared:
             return pack
         paths = [self.manifest.sites[number].path for number in member.sites]

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -173,7 +173,7 @@ def parse(data: bytes, where: object) -> FleetManifest:
     Raises:
         FormatError: the manifest is malformed, altered, not in its canonical form, or of another version.
     """
-    value: Any = strict_json.loads(data, where, MAX_BYTES)
+    value = strict_json.loads(data, where, MAX_BYTES)
     if not isinstance(value, dict) or value.get("format") != "adapterfleet":
         raise FormatError("this is not the manifest of a fleet", where=where, expected="format: adapterfleet")
     version = value.get("format_version")
@@ -194,13 +194,9 @@ def parse(data: bytes, where: object) -> FleetManifest:
             remedy="compress the packs again",
         )
     fields = value if version == _UNSEALED else {key: item for key, item in value.items() if key != KEY}
-    manifest = typed_json.read(fields, FleetManifest)
-    if isinstance(manifest, Misfit):
-        raise FormatError(
-            f"the manifest does not fit its schema: {manifest.message}",
-            where=f"{where}#{manifest.pointer or '/'}",
-            remedy="compress the packs again",
-        )
+    what = "the manifest does not fit its schema"
+    remedy = "compress the packs again"
+    manifest = typed_json.require(fields, FleetManifest, what, where, remedy=remedy)
     numbers = 0
     for count, (name, dtype, shape) in enumerate(layout(manifest)):
         numbers += math.prod(shape)

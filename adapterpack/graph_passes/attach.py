@@ -208,7 +208,8 @@ def _is_flat(shape: ir.Shape, batch: str) -> bool:
     """
     if isinstance(shape[0], int) or shape[0].value is None:
         return False
-    whole, before = str(shape[0].value).replace(" ", ""), ""
+    whole = str(shape[0].value).replace(" ", "")
+    before = ""
     while whole != before:  # what stands in parentheses is one factor
         whole, before = re.sub(r"(//|\b\w+)?\([^()]*\)", "n", whole), whole
     factors = whole.split("*")

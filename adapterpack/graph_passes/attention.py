@@ -50,7 +50,8 @@ def attention_inputs(node: ir.Node) -> AttentionInputs | None:
 
 
 def _of_operator(node: ir.Node) -> AttentionInputs | None:
-    queries, count = node.inputs[0], node.attributes.get_int("q_num_heads", 0)
+    queries = node.inputs[0]
+    count = node.attributes.get_int("q_num_heads", 0)
     shape = [] if queries.shape is None else list(queries.shape)
     width = shape[-1] if shape else None
     if len(shape) == 3 and count:
@@ -105,7 +106,9 @@ def added_to_scores(softmax: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
     """Returns the values that are added to the scores before a softmax, masks and biases, and those that say
     which scores are kept.
     """
-    added, kept, node = list[ir.Value](), list[ir.Value](), scores_and_sinks(softmax)[0].producer()
+    added = list[ir.Value]()
+    kept = list[ir.Value]()
+    node = scores_and_sinks(softmax)[0].producer()
     while node is not None and node.op_type in {"Add", "Where", "Max", "Reshape"}:
         if node.op_type == "Reshape":
             node = node.inputs[0].producer()

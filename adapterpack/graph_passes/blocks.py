@@ -40,7 +40,8 @@ def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
     wanted: dict[str, Wanted] = {}
     for pack in packs:
         for adapter in pack.adapters() if pack.method.kind == "activation" else ():
-            source, path = getattr(adapter.config, "source", "output"), adapter.site.path
+            source = getattr(adapter.config, "source", "output")
+            path = adapter.site.path
             entry = {"output": None, "input": path}.get(source, source)
             block = wanted.setdefault(path, Wanted(adapter.site.out_features, entry))
             if None not in {block.entry, entry} and block.entry != entry:

@@ -26,7 +26,8 @@ def require_sites(name: str, model: ir.Model, sites: SiteMap, kept: Iterable[str
     lost = sorted(set(kept) - slot_names(model))
     if lost:
         raise ParityError(f"{name} removed slots of the graph", found=", ".join(lost[:5]))
-    nodes, values = {node.name for node in model.graph}, values_of(model.graph).keys()
+    nodes = {node.name for node in model.graph}
+    values = values_of(model.graph).keys()
     broken = sorted(
         site.path
         for site in sites.values()

@@ -65,7 +65,9 @@ class Emitter:
     def __init__(
         self, model: ir.Model, ids: ir.Value | None = None, positions: ir.Value | None = None
     ) -> None:
-        self.graph, self.ids, self.positions = model.graph, ids, positions
+        self.graph = model.graph
+        self.ids = ids
+        self.positions = positions
         self.values = values_of(self.graph)
         self.nodes = {node.name: node for node in self.graph}
         # found before new nodes lie between a product and the tokens that it multiplies
@@ -134,7 +136,9 @@ class _SiteNodes:
     """Adds the nodes of one site, named after it; ``slots`` maps each field to the value of its slot."""
 
     def __init__(self, emitter: Emitter, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
-        self.emitter, self.site, self.slots = emitter, site, slots
+        self.emitter = emitter
+        self.site = site
+        self.slots = slots
         self.batched = emitter.ids is not None
         self.joined = site.flat and self.batched
         """Whether the site joins the tokens of rows that have their own slots, and so has to be split."""
@@ -168,7 +172,9 @@ class _SiteNodes:
         """Changes a linear layer, or the output of a block: its input before the node ``base``, and its
         output ``y``.
         """
-        emitter, site, slots = self.emitter, self.site, self.slots
+        emitter = self.emitter
+        site = self.site
+        slots = self.slots
         # changes of the input have to come before the base's node, all others after it
         if site.flat and slots.keys() & _BEFORE:
             emitter.move_before(base)
@@ -246,7 +252,8 @@ class _SiteNodes:
         if not self.batched:
             rows = self.op("Gather", "down/rows", down, tokens, axis=0)
         else:
-            last, shape = self._constant("last", [-1]), self.op("Shape", "tokens/shape", tokens)
+            last = self._constant("last", [-1])
+            shape = self.op("Shape", "tokens/shape", tokens)
             row_ids = self.op("Unsqueeze", "ids/each", self.emitter.ids, self._constant("axis", [1]))
             ids = self.op("Expand", "ids/tokens", row_ids, shape)
             pairs = [
@@ -260,7 +267,9 @@ class _SiteNodes:
         """Adds to the product of each token with each of its experts ``x down up + x delta``, with the
         matrices of the row's adapter and the expert.
         """
-        emitter, site, op = self.emitter, self.site, self._op_under("experts")
+        emitter = self.emitter
+        site = self.site
+        op = self._op_under("experts")
         same = product.ends, product.tokens, product.indices, site.stack
         if same not in emitter.blocks:
             adapters = next(iter(self.slots.values()))
@@ -323,7 +332,8 @@ class _SiteNodes:
         """Joins the rows of a flat site again."""
         if not self.joined:
             return value
-        last, first = self.op("Shape", f"{what}/out_width", value, start=-1), self._constant("rest", [-1])
+        last = self.op("Shape", f"{what}/out_width", value, start=-1)
+        first = self._constant("rest", [-1])
         if self.site.rank > 2:
             first = self.op("Shape", f"{what}/joined_axes", self.emitter.values[self.site.input], end=-1)
         shape = self.op("Concat", f"{what}/out_shape", first, last, axis=0)
@@ -357,9 +367,12 @@ class _SiteNodes:
         """Returns the input of an output projection plus the heads' attention to a prompt: ``gate softmax(q
         keys + absent) values``.
         """
-        site, slots, op = self.site, self.slots, self._op_under("attended")
+        site = self.site
+        slots = self.slots
+        op = self._op_under("attended")
         assert site.heads is not None
-        heads, queries = site.heads, self.emitter.latest(site.heads.queries)
+        heads = site.heads
+        queries = self.emitter.latest(site.heads.queries)
 
         def lift(field: str, axes: list[int]) -> ir.Value:
             return op("Unsqueeze", slots[field], self._constant(f"{field}/axes", axes))
@@ -378,7 +391,8 @@ class _SiteNodes:
 
     def _branch(self, branch: Branch, z: ir.Value) -> ir.Value:
         """Computes ``act(norm(z) down + down_bias) up + up_bias``; the branch's name prefixes the fields."""
-        slots, op = self.slots, self._op_under(branch.name)
+        slots = self.slots
+        op = self._op_under(branch.name)
         product, vector = self._leaves_of(branch.name)
         if branch.normed:
             ones = self._constant("ones", np.ones(self.site.out_features, np.float32))
@@ -392,7 +406,8 @@ class _SiteNodes:
         """Computes ``((x down) (g spread)) up``, where g is the softmax over the scores that reach the k-th
         largest.
         """
-        slots, op = self.slots, self._op_under(route.name)
+        slots = self.slots
+        op = self._op_under(route.name)
         product, vector = self._leaves_of(route.name)
         narrow = product(x, "down")
         if route.scores == "fuse":
@@ -424,7 +439,8 @@ class _SiteNodes:
         return product, vector
 
     def _head(self, x: ir.Value) -> ir.Value:
-        y, bias = self._product("head", x, self.slots["head"]), self.slots.get("head_bias")
+        y = self._product("head", x, self.slots["head"])
+        bias = self.slots.get("head_bias")
         return y if bias is None else self.op("Add", "bias", y, self._lift(bias))
 
     def _product(self, what: str, x: ir.Value, *matrices: ir.Value) -> ir.Value:
@@ -463,7 +479,8 @@ class _SiteNodes:
         return self.op("Reshape", what, value, self._constant(f"{what}/shape", list(map(int, shape))))
 
     def _constant(self, name: str, numbers: ArrayLike) -> ir.Value:
-        full, values = f"{ADDED}{self.site.path}/{name}", self.emitter.values
+        full = f"{ADDED}{self.site.path}/{name}"
+        values = self.emitter.values
         if full not in values:
             array = np.asarray(numbers)
             if array.dtype == np.float32:

@@ -36,8 +36,10 @@ def blocks_of(op: Op, product: ExpertProduct, ids: ir.Value | None, adapters: ir
     adapter among those on the first axis of ``adapters``.
     """
     tokens, experts = _pairs(op, product)
-    pairs, at = op("Shape", tokens), _range_of(op, tokens)
-    key, chosen = experts, [experts]
+    pairs = op("Shape", tokens)
+    at = _range_of(op, tokens)
+    key = experts
+    chosen = [experts]
     if ids is not None:
         every = op("Shape", product.x if product.tokens is None else product.tokens)
         wide = op("Slice", every, *((1, 2) if product.tokens is None else (0, 1)))

@@ -53,12 +53,14 @@ def _is_stack(value: ir.Value) -> bool:
 
 def _of_groups(node: ir.Node) -> ExpertProduct | None:
     """Returns the product whose parts, one for each expert in their order, a ``Concat`` joins."""
-    found, start = set(), None
+    found = set()
+    start = None
     for number, part in enumerate(node.inputs):
         product = part.producer()
         if product is None or product.op_type != "MatMul":
             return None
-        gather, (stack, place) = product.inputs[0].producer(), _part(product.inputs[1])
+        gather = product.inputs[0].producer()
+        stack, place = _part(product.inputs[1])
         span = gather.inputs[1].producer() if gather is not None and gather.op_type == "Gather" else None
         if stack is None or not _is_stack(stack) or span is None or span.op_type != "Range":
             return None
@@ -91,7 +93,9 @@ def _tokens_of(x: ir.Value) -> set[tuple[ir.Value, ir.Value]]:
     """Returns from which tokens pairs were gathered, with the indices: ``x``, or the numbers from which it is
     computed pair by pair.
     """
-    found, seen, todo = set(), set(), [x]
+    found = set()
+    seen = set()
+    todo = [x]
     while todo:
         value = todo.pop()
         node = value.producer()

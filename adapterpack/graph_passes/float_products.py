@@ -91,7 +91,8 @@ def _floats(graph: ir.Graph, node: ir.Node) -> ir.Value:
     """Returns the dequantized weights ``[K, N]`` of a node's codes."""
     weight, scales = node.inputs[1], node.inputs[2]
     bits, block, rows, columns = (_number(node, name) for name in ("bits", "block_size", "N", "K"))
-    dtype, blocks = _CODES[bits], columns // block
+    dtype = _CODES[bits]
+    blocks = columns // block
     zeros = node.inputs[3] if len(node.inputs) > 3 else None
     inputs = [
         _initializer(graph, weight, dtype, (rows, columns)),

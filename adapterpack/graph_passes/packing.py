@@ -81,7 +81,8 @@ def _packable(node: ir.Node, site: MappedSite) -> bool:
 
 def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     """Replaces several MatMuls by one MatMul and a Split, and returns the MatMul."""
-    x, weights = old[0].inputs[0], [node.inputs[1] for node in old]
+    x = old[0].inputs[0]
+    weights = [node.inputs[1] for node in old]
     widths = [weight.shape[1] for weight in weights]
     tensors = [weight.const_value for weight in weights]
     # lazy, so that the packed weight is in memory only while it is written
@@ -100,14 +101,8 @@ def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     split = ir.node(
         "Split", [product.outputs[0], sizes], {"axis": -1}, name=f"{path}/Split", num_outputs=len(old)
     )
-    model.graph.insert_before(old[0], [product, split])
-    for node, new in zip(old, split.outputs, strict=True):
-        was = node.outputs[0]
-        new.shape, new.type, name = was.shape, was.type, was.name
-        # names have to be unique while both values exist; the output keeps its name for sites and outputs
-        was.name, new.name = f"{name}/apart", name
-        was.replace_all_uses_with(new, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
+    apart = [node.outputs[0] for node in old]
+    ir.convenience.replace_nodes_and_values(model.graph, old[0], old, [product, split], apart, split.outputs)
     # no node reads the single weights any more
     for packed in weights:
         del model.graph.initializers[packed.name]

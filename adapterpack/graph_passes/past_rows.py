@@ -27,7 +27,9 @@ class PastRows:
     def __init__(self, model: ir.Model, ids: ir.Value, lengths: ir.Value, total: ir.Value) -> None:
         self._model, self._add = model, (add := NewNodes("past"))
         self._biases: dict[str, ir.Value] = {}
-        zero, one, self._heads = self._number(0), self._number(1), self._number([1])
+        zero = self._number(0)
+        one = self._number(1)
+        self._heads = self._number([1])
         start, stop = self._number([0]), self._number([np.iinfo(np.int64).max])
         longest, last = (
             add("Cast", f"{value.name}/whole", value, to=ir.DataType.INT64) for value in (total, lengths)
@@ -71,7 +73,9 @@ class PastRows:
         """Gives those nodes the past of each row, and unless GroupQueryAttention does so, writes what they
         append into the cache; one without an axis of heads gets one.
         """
-        add, name, uses = self._add, cache.name, self.reads(cache)
+        add = self._add
+        name = cache.name
+        uses = self.reads(cache)
         if not uses:
             return
         shape, graph = cache.shape, self._model.graph
@@ -99,7 +103,8 @@ class PastRows:
         """Returns the sum of values ``added`` to scores ``[batch, heads, sequence, total]``, with the keys of
         each row from the beginning of its cache on.
         """
-        add, name = self._add, "+".join(value.name for value in added)
+        add = self._add
+        name = "+".join(value.name for value in added)
         if name not in self._biases:
             total = added[0]
             for other in added[1:]:

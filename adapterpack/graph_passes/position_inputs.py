@@ -70,7 +70,11 @@ class PositionInputs:
         total: ir.Value | None,
         context: int | None = None,
     ) -> None:
-        self.model, self._ids, self._past, self._total, self._context = model, ids, past, total, context
+        self.model = model
+        self._ids = ids
+        self._past = past
+        self._total = total
+        self._context = context
         self._weighing: dict[ir.Value, bool] = {}
         self._hiding: dict[tuple[ir.Value, int], bool | None] = {}
         self._biases: dict[str, list[ir.Value]] = {}
@@ -122,7 +126,8 @@ class PositionInputs:
         """Extends a ``bias`` so that tokens see only their own chunk of ``size`` tokens: ``[batch, 1,
         sequence, total]`` of the type of ``queries``.
         """
-        dtype, name = queries.dtype or ir.DataType.FLOAT, f"chunks/{size}"
+        dtype = queries.dtype or ir.DataType.FLOAT
+        name = f"chunks/{size}"
         add = partial(self._add, attention)
         if name not in self._biases:
             number, zero, one = self._numbers(name, size=size, zero=0, one=1)
@@ -157,7 +162,8 @@ class PositionInputs:
             row = [_TOKEN if image != _TOKEN else _TOKEN + 1, *[image] * count]
             shown = self._run(mask, len(row), 0, np.array([row]))[0, 0]
             shown = shown if shown.dtype == bool else shown > _MASKED
-            ahead, beyond = shown[1, -1], bool(shown[-1, 1])
+            ahead = shown[1, -1]
+            beyond = bool(shown[-1, 1])
             dtype = queries.dtype or ir.DataType.FLOAT
             self._biases[mask.name] = (
                 [self._see_ahead(attention, image, window, beyond, dtype)] if ahead else []
@@ -170,7 +176,8 @@ class PositionInputs:
         """Adds the nodes of such a bias; ``beyond`` says that tokens of one image see
         each other beyond the window.
         """
-        add, name = partial(self._add, before), f"ahead/{window}"
+        add = partial(self._add, before)
+        name = f"ahead/{window}"
         zero, one, none, token = self._numbers(name, zero=0, one=1, none=-1, image=image)
         second, third, reach = self._numbers(name, second=[1], third=[2], reach=window or 0)
         seen, hidden = self._numbers(name, seen=np.float32(0), hidden=_lowest(dtype))
@@ -180,9 +187,11 @@ class PositionInputs:
             others = add("Cast", f"{name}/others", add("Not", f"{name}/outside", inside), to=7)
             group = add("CumSum", f"{name}/counted", others, one)
         else:
-            inside, group = add("Equal", f"{name}/inside", types, zero), zero
+            inside = add("Equal", f"{name}/inside", types, zero)
+            group = zero
         groups = add("Where", f"{name}/groups", inside, group, none)
-        keys, queries = self._keys(before, name, zero, one), self._queries(before, name)
+        keys = self._keys(before, name, zero, one)
+        queries = self._queries(before, name)
         # the place of each key among the pass's tokens, which are all that anyone sees ahead
         first = add("ReduceMin", f"{name}/first", self._position_ids, second)
         place = add("Sub", f"{name}/place", keys, first)
@@ -222,7 +231,8 @@ class PositionInputs:
                     node.replace_input_with(1, self._number(f"{node.outputs[0].name}/only", only))
                     node.outputs[0].shape = None
                     continue
-                offset, rows = self._offset(node.inputs[1]), node.outputs[0]
+                offset = self._offset(node.inputs[1])
+                rows = node.outputs[0]
                 made = self._made_of(rows)
                 if made and rows not in made and all(one.shape and one.shape[0] == 1 for one in made):
                     for value, users in made.items():
@@ -237,7 +247,8 @@ class PositionInputs:
 
     def _made_of(self, rows: ir.Value) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
         """Returns what a graph makes of a table's rows by positions alone, with its uses beside tokens."""
-        made, todo = dict[ir.Value, list[tuple[ir.Node, int]]](), [rows]
+        made = dict[ir.Value, list[tuple[ir.Node, int]]]()
+        todo = [rows]
         for value in todo:
             for node, place in value.uses():
                 if self._positional(node.outputs[0], tokens=False):
@@ -266,7 +277,8 @@ class PositionInputs:
                     found=value.name,
                     remedy="leave --static-cache out",
                 )
-        user, name = value.producer(), f"{value.name}/of_rows"
+        user = value.producer()
+        name = f"{value.name}/of_rows"
         rows = self._add(user, "Gather", name, self._number(f"{name}/table", table), self._position_ids)
         if ones > 1:
             rows = self._add(
@@ -336,7 +348,8 @@ class PositionInputs:
 
     def _has_weights(self, value: ir.Value) -> bool:
         """Whether a product with weights goes into a value."""
-        todo, reached = [value], set[ir.Value]()
+        todo = [value]
+        reached = set[ir.Value]()
         while todo:
             one = todo.pop()
             if one is None or one in reached or (node := one.producer()) is None:
@@ -351,7 +364,9 @@ class PositionInputs:
         """Whether a value depends only on the cache's length, the pass's own ``tokens``, and a ``mask``. Some
         graphs count the tokens that are not padding; rows of the engine have no padding.
         """
-        todo, reached, counts = [value], set[ir.Value](), False
+        todo = [value]
+        reached = set[ir.Value]()
+        counts = False
         while todo:
             one = todo.pop()
             if one is None or one in reached or one.const_value is not None:
@@ -440,12 +455,14 @@ class PositionInputs:
         form say, by distances or by keys; or that and what it adds to a token's score of itself.
         """
         rows, of_keys, moved = form
-        scores, places = self._scores(value, tokens, before), before + np.arange(tokens)
+        scores = self._scores(value, tokens, before)
+        places = before + np.arange(tokens)
         keys = np.broadcast_to(np.arange(before + tokens), scores.shape[1:])
         far = places[:, None] - keys
         if moved:
             scores = scores - scores[:, np.arange(tokens), places, None]
-        found, seen = rows[np.maximum(keys if of_keys else far, 0)], far >= 0
+        found = rows[np.maximum(keys if of_keys else far, 0)]
+        seen = far >= 0
         return np.allclose(scores[:, seen].T, found[seen], rtol=_ROUNDING, atol=0)
 
     def _scores(self, value: ir.Value, tokens: int, before: int) -> np.ndarray:
@@ -455,7 +472,8 @@ class PositionInputs:
         return np.broadcast_to(scores.reshape(heads, -1, keys), (heads, tokens, keys))
 
     def _look_up(self, bias: _Bias, value: ir.Value) -> ir.Value:
-        name, add = f"bias/{len(self._biases)}", partial(self._add, value.producer())
+        name = f"bias/{len(self._biases)}"
+        add = partial(self._add, value.producer())
         zero, one, last = self._numbers(name, zero=0, one=1, last=len(bias.rows) - 1)
         queries = self._queries(value.producer(), name)
         places = add("Sub", f"{name}/distances", queries, self._keys(value.producer(), name, zero, one))

@@ -44,7 +44,8 @@ def find_sites(model: ir.Model, scope: Scope) -> dict[str, MappedSite]:
     has the others, and else none.
     """
     every = uses_of_modules(model, scope)
-    times, later = Counter(site.path for site in every), later_uses(model, every)
+    times = Counter(site.path for site in every)
+    later = later_uses(model, every)
     found: dict[str, MappedSite] = {}
     for site in every:
         if times[site.path] == 1 or site.path in later:
@@ -56,7 +57,8 @@ def later_uses(model: ir.Model, every: Iterable[MappedSite]) -> dict[str, list[M
     """Returns the uses after the first of each linear module that the graph uses several times, always with
     the same weight and on as many rows (DeBERTa's queries are also those of its positions).
     """
-    values, by_path = values_of(model.graph), dict[str, list[MappedSite]]()
+    values = values_of(model.graph)
+    by_path = dict[str, list[MappedSite]]()
     for site in every:
         by_path.setdefault(site.path, []).append(site)
 
@@ -99,7 +101,8 @@ def _linear(path: str, node: ir.Node) -> MappedSite | None:
         return None  # only a Gemm that computes x W + b is a linear layer
     out_in = attributes.get_int("transB", 0) == 1
     in_features, out_features = (wide[1], wide[0]) if out_in else wide
-    output, bias = node.outputs[0], _third(node)
+    output = node.outputs[0]
+    bias = _third(node)
     if node.op_type == "MatMul":
         output, bias = with_bias(output, out_features)
     return MappedSite(
@@ -168,7 +171,8 @@ def _patches(path: str, node: ir.Node) -> MappedSite | None:
     ``[channels * height * width]``.
     """
     x, weight = node.inputs[:2]
-    extents, attributes = _extents(weight, 4), node.attributes
+    extents = _extents(weight, 4)
+    attributes = node.attributes
     if extents is None or x.shape is None:
         return None
     out, channels, *kernel = extents

@@ -35,7 +35,8 @@ def read_sources(model: ir.Model) -> None:
 
 def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
     """Replaces the mask ``[batch, source]`` by the input ``source_lengths`` ``[batch]``."""
-    graph, add = model.graph, NewNodes("source")
+    graph = model.graph
+    add = NewNodes("source")
     lengths = add_input(graph, SOURCE_LENGTHS, [mask.shape[0]], ir.DataType.INT64)
     zero, one, axis = (
         constant(model, f"source/{name}", np.array(number))

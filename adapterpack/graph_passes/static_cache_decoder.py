@@ -244,7 +244,8 @@ def _forget_lengths(model: ir.Model, prefix: str, ends: Sequence[ir.Value], news
     of a pass's tokens alone: their shapes count nothing cached. Nodes whose names begin with ``prefix``
     compute these; other readers of the lengths keep them.
     """
-    nothing, copies = constant(model, "nothing_before", np.array([0])), dict[ir.Value, ir.Value]()
+    nothing = constant(model, "nothing_before", np.array([0]))
+    copies = dict[ir.Value, ir.Value]()
 
     def without_past(value: ir.Value) -> ir.Value:
         node = value.producer()
@@ -261,7 +262,8 @@ def _forget_lengths(model: ir.Model, prefix: str, ends: Sequence[ir.Value], news
         (copies[value],) = copied.outputs
         return copies[value]
 
-    todo, reached = [*ends], {*news}
+    todo = [*ends]
+    reached = {*news}
     while todo:
         value = todo.pop()
         node = value.producer()
@@ -358,7 +360,8 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
     wanted = add_input(graph, LOGITS_POSITIONS, [batch, "kept"], ir.DataType.INT64)
-    product, full = last_product(logits), logits
+    product = last_product(logits)
+    full = logits
     if product is not None and not any(
         site.node == product.name and site.positional for site in bundle.sites.values()
     ):
@@ -416,7 +419,8 @@ def _take_rows_as_inputs(model: ir.Model, sites: SiteMap) -> None:
         picks = "Transpose" if len(value.shape) == len(shape) else "Gather"
         # an input without a default: the engine feeds every slot at each step
         del graph.initializers[value.name]
-        value.const_value, value.name = None, f"{path}.{field}"
+        value.const_value = None
+        value.name = f"{path}.{field}"
         value.shape, value.type = (
             ir.Shape(["adapters" if is_looked_up(field, site) else "adapter_rows", *shape]),
             ir.TensorType(dtype),
@@ -555,7 +559,9 @@ def _join_values(model: ir.Model) -> None:
         shapes = [list(product.inputs[1].shape or [None]) for product in products]
         if len(products) < 2 or not all(isinstance(shape[-1], int) for shape in shapes):
             continue
-        add, start, ended = NewNodes(softmax.name), 0, set[Any]()
+        add = NewNodes(softmax.name)
+        start = 0
+        ended = set[Any]()
         joined = add("Concat", "values", *(product.inputs[1] for product in products), axis=-1)
         whole = add("MatMul", "product", weights, joined)
         wide = sum(shape[-1] for shape in shapes)
@@ -564,7 +570,8 @@ def _join_values(model: ir.Model) -> None:
         for number, (product, shape) in enumerate(zip(products, shapes, strict=True)):
             ends = [np.array([end]) for end in (start, start + shape[-1], -1)]
             cut = [constant(model, f"{softmax.name}/{number}/{place}", end) for place, end in enumerate(ends)]
-            part, old = add("Slice", f"part_{number}", whole, *cut), _after_mask(product.outputs[0])
+            part = add("Slice", f"part_{number}", whole, *cut)
+            old = _after_mask(product.outputs[0])
             part.shape, part.type = old.shape, old.type
             old.replace_all_uses_with(part)
             ended |= {product, old.producer()}
@@ -575,7 +582,8 @@ def _join_values(model: ir.Model) -> None:
 
 
 def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention]:
-    inputs, (_, beside) = attention_inputs(node), scores_and_sinks(node)
+    inputs = attention_inputs(node)
+    (_, beside) = scores_and_sinks(node)
     weights = node.outputs[0]
     # the share of the sinks is cut off, and the heads of all rows may be one axis
     between = {"Reshape", "Cast"} if beside is None else {"Reshape", "Cast", "Slice"}
@@ -618,7 +626,9 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
 
 def _layer_behind(value: ir.Value, layers: Mapping[str, int]) -> int | None:
     """Returns the layer from whose cache alone a value is computed, or None."""
-    todo, reached, found = [value], set[ir.Value](), set[int]()
+    todo = [value]
+    reached = set[ir.Value]()
+    found = set[int]()
     while todo:
         one = todo.pop()
         if one.name in layers:

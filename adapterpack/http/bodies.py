@@ -22,7 +22,8 @@ _MIN_RATE = 16 << 10
 """The least bytes a second after the grace period. Without it a client could send a body for ever."""
 
 
-_DROPPED, _DROP_SECONDS = 16 << 20, 0.5
+_DROPPED = 16 << 20
+_DROP_SECONDS = 0.5
 
 
 class DrainBodyOnError:
@@ -55,7 +56,9 @@ class _Incoming:
     """
 
     def __init__(self, receive: Receive) -> None:
-        self._receive, self._complete, self._paused = receive, False, False
+        self._receive = receive
+        self._complete = False
+        self._paused = False
 
     async def __call__(self) -> Message:
         """Returns the next message."""
@@ -81,7 +84,9 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
     Raises:
         HTTPError: the body pauses or arrives too slowly.
     """
-    stream, started, count = request.stream(), time.monotonic(), 0
+    stream = request.stream()
+    started = time.monotonic()
+    count = 0
     pause = PAUSE_SECONDS if seconds is None else seconds
     while True:
         left = started + pause + count / _MIN_RATE - time.monotonic()
@@ -120,7 +125,8 @@ async def body_of(request: Request, max_bytes: int, seconds: float | None = None
     return b"".join(parts)
 
 
-_MOST_FIELDS, _MOST_HEADERS = 64, 4 << 10
+_MOST_FIELDS = 64
+_MOST_HEADERS = 4 << 10
 
 
 def fields_of(data: bytes, content_type: str) -> dict[str, bytes]:

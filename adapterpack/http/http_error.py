@@ -16,7 +16,9 @@ class HTTPError(AdapterpackError):
 
     def __init__(self, status: int, name: str, what: str, **more: Any) -> None:
         super().__init__(what)
-        self.status, self.name, self.more = status, name, more
+        self.status = status
+        self.name = name
+        self.more = more
 
 
 def bad_request(what: str) -> HTTPError:

@@ -162,7 +162,8 @@ class Protocol(H11Protocol):  # type: ignore[misc]
 
     def _look(self) -> None:
         """Closes the connection if the head of a request, or the client's reading, has taken too long."""
-        now, unread = self.loop.time(), self.transport.get_write_buffer_size()
+        now = self.loop.time()
+        unread = self.transport.get_write_buffer_size()
         if unread or not self._idle():
             self.idle_since = now
         if not unread or unread != self.unread:

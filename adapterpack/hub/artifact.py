@@ -83,10 +83,12 @@ def open_remote(
             found=", ".join(sorted(listed)[:5]) or "nothing",
             remedy="name the repository of an adapter",
         )
-    where, kind = f"{remote}, {mark}", KINDS[mark]
+    where = f"{remote}, {mark}"
+    kind = KINDS[mark]
     require_at_most(_MAX_MARK, listed[mark].size, "the manifest is too large", where)
     if SIGNATURE in listed:
-        size, place = listed[SIGNATURE].size, f"{remote}, {SIGNATURE}"
+        size = listed[SIGNATURE].size
+        place = f"{remote}, {SIGNATURE}"
         require_at_most(_MAX_SIGNATURE, size, "the signature is too large", place)
         if revocations():
             fetch(remote, listed[SIGNATURE], scratch / SIGNATURE)

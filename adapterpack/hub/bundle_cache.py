@@ -54,16 +54,6 @@ def store(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
     return identity, target
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copies the files of a folder into an empty one, without links and with write permission."""
-    for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
-        if path.is_dir():
-            place.mkdir(exist_ok=True)
-        else:
-            shutil.copyfile(path, place)
-
-
 def _bundles() -> Path:
     return cache_folder() / "bundles"
 

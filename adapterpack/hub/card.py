@@ -44,7 +44,9 @@ underlined heading.
 
 def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
     """Renders the README of a pack that is pushed to ``at``, with the results of its ``report``."""
-    manifest, base, loads = pack.manifest, str(pack.manifest.base.name), readers(pack)
+    manifest = pack.manifest
+    base = str(pack.manifest.base.name)
+    loads = readers(pack)
     task = TASKS.find(manifest.task.type) if manifest.task.type != NO_TASK else None
     header = {
         **_license(manifest),
@@ -256,7 +258,8 @@ def draw_losses(points: Sequence[Mapping[str, float]]) -> str:
         0        ██
     """
     losses = [point["loss"] for point in points]
-    low, high = min([0.0, *losses]), max([0.0, *losses])
+    low = min([0.0, *losses])
+    high = max([0.0, *losses])
     heights = [round(8 * _ROWS * (loss - low) / ((high - low) or 1.0)) for loss in losses]
     labels = {0: f"{high:.3g}", _ROWS - 1: f"{low:.3g}"}
     rows = [

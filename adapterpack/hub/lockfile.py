@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ..errors import FormatError, storage_errors
+from ..errors import storage_errors
 from ..io import (
     ClosedStruct,
-    Misfit,
     cache_folder,
     hold_lock,
     output_file,
@@ -75,15 +74,14 @@ class Lockfile:
             return {}
         with storage_errors(self.path), self.path.open("rb") as file:
             value = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), self.path, _MAX_BYTES)
-        read = typed_json.read(value, LockedPins)
-        if isinstance(read, Misfit):
-            raise FormatError(
-                f"this is not a lock file of this version: {read.message}",
-                where=f"{self.path}#{read.pointer}",
-                expected=f"{_FORMAT}, version 1, and a commit, a kind and an id in each entry",
-                remedy="name another file with --lock, or remove it and pull again",
-            )
-        return read.entries
+        return typed_json.require(
+            value,
+            LockedPins,
+            "this is not a lock file of this version",
+            self.path,
+            expected=f"{_FORMAT}, version 1, and a commit, a kind and an id in each entry",
+            remedy="name another file with --lock, or remove it and pull again",
+        ).entries
 
     def put(self, reference: names.HubReference, pinned: PinnedArtifact) -> None:
         """Pins a reference, and replaces the file atomically.

@@ -139,7 +139,8 @@ def _pack(
         or not (folder / m.FILE_NAME).is_file()
         or f"sha256:{sha256_of(folder / m.FILE_NAME)}" != pack.id
     ):
-        folder, report = pack.write(scratch / "pack").path or scratch, None
+        folder = pack.write(scratch / "pack").path or scratch
+        report = None
     if report is None:  # always validates the exact files that are sent
         pack, report = check(folder)
     files = _list_files(folder, m.FILE_NAME, pack.manifest.files)
@@ -171,11 +172,13 @@ def _bundle(
 
 
 def _list_files(folder: Path, manifest: str, entries: Iterable[m.FileEntry]) -> dict[str, LocalFile]:
-    """Lists a manifest, the files that it lists, and a signature, if there is one."""
+    """Lists a manifest, the files that it lists, whose digests were verified before, and a signature, if
+    there is one.
+    """
     own = [name for name in (manifest, SIGNATURE) if (folder / name).is_file()]
     return {
         **{name: LocalFile.of(folder / name) for name in own},
-        **{entry.path: LocalFile.of_entry(folder, entry) for entry in entries},
+        **{entry.path: LocalFile(folder / entry.path, entry.size, entry.sha256) for entry in entries},
     }
 
 

@@ -14,7 +14,16 @@ from msgspec import structs
 
 from ..base.repository_name import is_repo
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
-from ..io import Json, Progress, cache_folder, output_folder, own_folder, refuse_existing, strict_json
+from ..io import (
+    Json,
+    Progress,
+    cache_folder,
+    copy_folder,
+    output_folder,
+    own_folder,
+    refuse_existing,
+    strict_json,
+)
 from ..manifest import manifest as m
 from ..pack import SIGNATURE, Pack, load, seal
 from ..pack.validate.checks import read_manifest
@@ -100,7 +109,7 @@ def pull(
     if out is None:
         return pulled
     with output_folder(out) as folder:
-        bundle_cache.copy_files(pulled.path, folder)
+        copy_folder(pulled.path, folder)
         _add_signature(pulled, reference, folder, token)
     return replace(pulled, path=Path(out))
 
@@ -119,10 +128,8 @@ def fetch_artifact(
         scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
-        identity, path = (
-            artifact.id,
-            None if artifact.kind == "peft" else bundle_cache.find_bundle(artifact.kind, artifact.id),
-        )
+        identity = artifact.id
+        path = None if artifact.kind == "peft" else bundle_cache.find_bundle(artifact.kind, artifact.id)
         notes: tuple[str, ...] = ()
         if path is None:
             download(remote, artifact, listed, scratch, progress)
@@ -235,7 +242,8 @@ def download(
             found=free,
             remedy="free some, or set ADAPTERPACK_CACHE to another disk",
         )
-    done, total = 0, sum(entry.size for entry in artifact.files)
+    done = 0
+    total = sum(entry.size for entry in artifact.files)
 
     def tell(more: int) -> None:
         nonlocal done
@@ -327,7 +335,8 @@ def _import_peft(folder: Path, token: str | None) -> tuple[Pack, tuple[str, ...]
 
 
 def _with_base(pack: Pack, base: RemoteBase) -> Pack:
-    fingerprint, model_type = base.fingerprint(), base.config.get("model_type")
+    fingerprint = base.fingerprint()
+    model_type = base.config.get("model_type")
     identified = structs.replace(
         pack.manifest.base,
         commit=base.commit,

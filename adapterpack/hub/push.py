@@ -134,7 +134,10 @@ class _Push:
         token: str | None,
         progress: Progress,
     ) -> None:
-        self.reference, self.ours, self.token, self.progress = reference, ours, token, progress
+        self.reference = reference
+        self.ours = ours
+        self.token = token
+        self.progress = progress
         self.files = {**ours.files, README: ours.card}
 
     def run(self, *, pr: bool, tag: str | None, private: bool, dry_run: bool, message: str | None) -> Pushed:
@@ -269,7 +272,8 @@ class _Push:
         """Checks that the hub now lists exactly what was sent, and that files outside of the folder are as
         ``before``.
         """
-        whole, prefix = tree(remote.whole_repo), self.reference.prefix
+        whole = tree(remote.whole_repo)
+        prefix = self.reference.prefix
         there = in_folder(whole, prefix)
         wrong = [
             name
@@ -287,13 +291,17 @@ class _Push:
                 remedy="push again; do not use that commit",
             )
 
+    def _find_tag(self, tag: str) -> str | None:
+        """Returns the commit that a tag is on, or None if the repository has no such tag."""
+        try:
+            return connect(names.HubReference(self.reference.repo, tag), self.token).commit
+        except RevisionNotFound:
+            return None
+
     def _require_free(self, tag: str, head: str, changes: bool) -> None:
         """Checks that a tag is new, or that the push changes nothing and the tag is on the head."""
-        try:
-            tagged = connect(names.HubReference(self.reference.repo, tag), self.token).commit
-        except RevisionNotFound:
-            return
-        if changes or tagged != head:
+        tagged = self._find_tag(tag)
+        if tagged is not None and (changes or tagged != head):
             raise HubConflict(
                 "the tag is taken, and tags do not move",
                 where=f"{self.reference.repo}@{tag}",
@@ -305,12 +313,10 @@ class _Push:
         """Sets the tag. An existing tag must already be on this commit, since tags never move."""
         if tag is None:
             return None
-        try:
-            tagged = connect(names.HubReference(self.reference.repo, tag), self.token).commit
-        except RevisionNotFound:
+        tagged = self._find_tag(tag)
+        if tagged is None:
             self._post(f"models/{self.reference.repo}/tag/{oid}", {"tag": tag})
-            return tag
-        if tagged != oid:
+        elif tagged != oid:
             raise HubConflict(
                 "the tag is on another commit, and tags do not move",
                 where=f"{self.reference.repo}@{tag}",

@@ -71,7 +71,9 @@ def push_to_registry(
     described = _describe(config, "application/vnd.cncf.model.config.v1+json")
     made = _manifest(ARTIFACT, described, layers)
     upload = _Upload(RegistryClient(reference), dry_run)
-    sent, done, total = list[str](), 0, sum(file.size for file in files.values())
+    sent = list[str]()
+    done = 0
+    total = sum(file.size for file in files.values())
     with hub_errors(reference):
         for path, file in files.items():
             if upload.blob(file):

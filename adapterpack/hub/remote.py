@@ -152,7 +152,8 @@ def _pack(context: RemoteContext) -> Report:
     if refused := [*remote_code(_json(artifact), artifact.manifest_name)] or [*composition(manifest)]:
         return Report("pack", "", manifest.id, tuple(refused))
     context.budget.require_memory(artifact.size)  # some methods dequantize int8 tensors with their scales
-    file, small_files = _header(context), {}
+    file = _header(context)
+    small_files = {}
     for entry in manifest.files:
         if entry.path != TENSORS:
             fetch(
@@ -191,7 +192,8 @@ def _peft(context: RemoteContext) -> Report:
 
 def _bundle(context: RemoteContext) -> Report:
     bundle, verdict = context.artifact.manifest, None
-    findings, unread = [*_check_bundle(context)], _fetch_texts(context)
+    findings = [*_check_bundle(context)]
+    unread = _fetch_texts(context)
     if not unread:
         findings += about_texts(context.folder, bundle)
     base, why = context.readable_base()
@@ -303,7 +305,8 @@ def validate_remote(
         HubError: the hub refuses; the subclass says why.
     """
     remote = connect(names.parse(reference), token)
-    listed, budget = tree(remote), budget or Budget()
+    listed = tree(remote)
+    budget = budget or Budget()
     with scratch_folder() as scratch:
         folder = Path(scratch) / remote.reference.name  # an imported adapter gets the name of its folder
         folder.mkdir()

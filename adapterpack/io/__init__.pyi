@@ -20,6 +20,7 @@ from .hashing import digests as digests
 from .hashing import identity as identity
 from .hashing import require_unchanged as require_unchanged
 from .hashing import sha256_of as sha256_of
+from .hashing import sha256_of_text as sha256_of_text
 from .locks import CAN_LOCK as CAN_LOCK
 from .locks import hold_lock as hold_lock
 from .locks import take_lock as take_lock

@@ -38,7 +38,8 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
     with storage_errors(blob), tempfile.NamedTemporaryFile(dir=scratch, delete=False) as copy:
         temporary = Path(copy.name)
         try:
-            sha, found = hashlib.sha256(), 0
+            sha = hashlib.sha256()
+            found = 0
             # Read one byte more than expected: enough to notice a longer file.
             for chunk in _pieces(source, size + 1):
                 sha.update(chunk)
@@ -115,7 +116,8 @@ def freed_bytes(gone: Iterable[Path]) -> int:
     names: dict[tuple[int, int], int] = {}
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for file in gone:
-        key, found = inode(file), file.lstat()
+        key = inode(file)
+        found = file.lstat()
         names[key] = names.get(key, 0) + 1
         sizes[key] = (found.st_nlink, found.st_size)
     return sum(size for key, (links, size) in sizes.items() if names[key] == links)

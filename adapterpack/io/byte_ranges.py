@@ -53,7 +53,8 @@ def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:
     view = memoryview(buffer.reshape(-1).view(np.uint8).data)
     while view:
         count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
+        view = view[count:]
+        offset += count
 
 
 def reserve(descriptor: int, size: int) -> None:
@@ -90,7 +91,9 @@ def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.nda
             count = os.copy_file_range(source, sink, left, start, offset)
             if count == 0:
                 break
-            start, offset, left = start + count, offset + count, left - count
+            start += count
+            offset += count
+            left -= count
     except OSError as error:
         if error.errno not in _NO_COPY:
             raise
@@ -98,4 +101,6 @@ def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.nda
         piece = buffer(min(left, _PIECE))
         read_into(source, piece, start)
         write_all(sink, piece, offset)
-        start, offset, left = start + len(piece), offset + len(piece), left - len(piece)
+        start += len(piece)
+        offset += len(piece)
+        left -= len(piece)

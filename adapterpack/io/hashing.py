@@ -113,7 +113,8 @@ def bytes_of(source: HashedSource) -> bytearray:
         StorageError: it cannot be read.
     """
     with storage_errors(source.path), open_regular(source.path) as file:
-        data, start = bytearray(source.nbytes), 0
+        data = bytearray(source.nbytes)
+        start = 0
         _require_same(source, file.fileno())
         for offset, nbytes in source.ranges:
             if not fill(file.fileno(), memoryview(data)[start : start + nbytes], offset):
@@ -245,6 +246,11 @@ def _require_same(source: HashedSource, descriptor: int) -> None:
 
 def _identity(stat: os.stat_result) -> Identity:
     return Identity(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def sha256_of_text(text: str) -> str:
+    """Returns the sha256 of a text in UTF-8, as hex; half of a surrogate pair is taken as it is."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -49,9 +49,7 @@ def hold_lock(path: Path, alone: bool) -> Iterator[None]:
 def _open(path: Path) -> Iterator[int]:
     """Yields the descriptor of a lock file."""
     with storage_errors(path):
-        descriptor = os.open(
-            path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o600
-        )
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
         yield descriptor
     finally:
@@ -94,7 +92,8 @@ def lock_folder(folder: Path) -> int | None:
         return None
     try:
         if take_lock(descriptor):
-            status, there = os.fstat(descriptor), folder.lstat()
+            status = os.fstat(descriptor)
+            there = folder.lstat()
             if os.path.samestat(status, there) and is_own(there):
                 return descriptor
     except OSError:

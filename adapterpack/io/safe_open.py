@@ -48,7 +48,8 @@ def read_at_most(file: IO[bytes], limit: int) -> bytes:
     piece = max(os.fstat(file.fileno()).st_size, _PIECE)  # a pipe has no size
     while left and (part := file.read(min(left, piece))):
         parts.append(part)
-        left, piece = left - len(part), _PIECE
+        left -= len(part)
+        piece = _PIECE
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -87,7 +88,8 @@ def fill(descriptor: int, block: memoryview, offset: int) -> bool:
         count = os.preadv(descriptor, [block], offset)
         if count == 0:
             return False
-        block, offset = block[count:], offset + count
+        block = block[count:]
+        offset += count
     return True
 
 

@@ -219,7 +219,9 @@ def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
     _check_name(name, place)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError("a tensor entry must have exactly dtype, shape and data_offsets", where=place)
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = entry["dtype"]
+    shape = entry["shape"]
+    offsets = entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=excerpt(dtype))
     if not _naturals(shape) or len(shape) > MAX_RANK:

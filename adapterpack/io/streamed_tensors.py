@@ -31,7 +31,10 @@ class Streamed(Mapping[str, np.ndarray]):
         digests: Mapping[str, str],
         held: Mapping[str, np.ndarray],
     ) -> None:
-        self._path, self._infos, self._digests, self._held = path, infos, digests, held
+        self._path = path
+        self._infos = infos
+        self._digests = digests
+        self._held = held
         self._descriptor: int | None = None
 
     @classmethod
@@ -47,7 +50,8 @@ class Streamed(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._held:
             return self._held[name]
-        data, info = self._bytes(name), self._infos.get(name)
+        data = self._bytes(name)
+        info = self._infos.get(name)
         if info is None or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
             raise self._changed(name)
         data.flags.writeable = False

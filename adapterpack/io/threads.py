@@ -31,7 +31,8 @@ class _Limit:
     """
 
     def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
+        self._lock = threading.Lock()
+        self._users = 0
         self._lift: Callable[[], None] = lambda: None
 
     def __enter__(self) -> None:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
+from ..errors import FormatError
+
 T = TypeVar("T")
 PositiveWhole = Annotated[int, Meta(ge=1)]
 Whole = Annotated[int, Meta(ge=0)]
@@ -66,6 +68,20 @@ def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
     return _other_fields(value, struct, newer) or struct
 
 
+def require(
+    value: Any, kind: type[T], what: str, where: object, *, newer: bool = False, **hints: str | None
+) -> T:
+    """Converts like :func:`read` where a value that does not fit is an error, which ``what`` begins.
+
+    Raises:
+        FormatError: a value does not fit; the error names its JSON pointer.
+    """
+    struct = read(value, kind, newer=newer)
+    if isinstance(struct, Misfit):
+        raise FormatError(f"{what}: {struct.message}", where=f"{where}#{struct.pointer or '/'}", **hints)
+    return struct
+
+
 def misfit(value: Any, kind: Any) -> Misfit | None:
     """Returns the innermost value that does not fit its annotation, or None if all fit."""
     try:
@@ -115,10 +131,12 @@ def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Yields key, item and annotation of everything that a value contains, where the annotation describes
     such a container.
     """
-    kinds, is_list = list(_choices(kind)), isinstance(value, list)
+    kinds = list(_choices(kind))
+    is_list = isinstance(value, list)
     fitting = (one for one in kinds if is_list is ((typing.get_origin(one) or one) in (tuple, list)))
     kind = next(fitting, kinds[0])
-    arguments, origin = typing.get_args(kind), typing.get_origin(kind) or kind
+    arguments = typing.get_args(kind)
+    origin = typing.get_origin(kind) or kind
     if isinstance(value, list) and origin in (tuple, list):
         yield from ((number, item, arguments[0]) for number, item in enumerate(value))
     elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):

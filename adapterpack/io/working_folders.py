@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import StorageError, storage_errors
 from .locks import CAN_LOCK, is_own, lock_folder
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 

@@ -140,9 +140,11 @@ class Side(NamedTuple):
         """Concatenates the parts, by default in their widest dtype, and multiplies in the weights in that
         dtype.
         """
-        made, end = np.concatenate(self.parts, axis=int(not self.turned), dtype=dtype), 0
+        made = np.concatenate(self.parts, axis=int(not self.turned), dtype=dtype)
+        end = 0
         for part, weight in zip(self.parts, self.weights, strict=True):
-            start, end = end, end + part.shape[not self.turned]
+            start = end
+            end += part.shape[not self.turned]
             block = made[start:end] if self.turned else made[:, start:end]
             if weight != 1:
                 np.multiply(block, weight, out=block)
@@ -269,7 +271,8 @@ class JointCore(NamedTuple):
 
     def change(self, merged: np.ndarray) -> Factors:
         """Returns a core ``[K, L]`` as a change ``[m, n]``, in the dtype of the bases."""
-        narrow, dtype = merged.shape[0] <= merged.shape[1], self.left.dtype
+        narrow = merged.shape[0] <= merged.shape[1]
+        dtype = self.left.dtype
         if narrow:
             return Factors((merged @ self.right.T).astype(dtype), self.left)
         return Factors(self.right.T, (self.left @ merged).astype(dtype))

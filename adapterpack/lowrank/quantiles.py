@@ -66,7 +66,8 @@ def _select_near(values: Numbers, share: float, sample: np.ndarray) -> np.ndarra
     low = ordered[:, last] if last < count else np.zeros(len(sample), np.float32)
     high = ordered[:, first] if first >= 0 else np.full(len(sample), np.inf, np.float32)
     near: list[list[np.ndarray]] = [[] for _ in sample]
-    above, size = np.zeros(len(sample), np.int64), 0
+    above = np.zeros(len(sample), np.int64)
+    size = 0
     for piece in values():
         rows = _rows(piece)
         size += rows.shape[1]

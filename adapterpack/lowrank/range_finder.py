@@ -140,10 +140,10 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
         guess = _drawn_from(None if V.shape[1] else D.guess, n, 2 * step, rng)
         start, steps = guess, _STEPS_FROM_GUESS
         if guess.shape[1] < step:
-            start, steps = (
-                np.concatenate([guess, rng.standard_normal((n, step - guess.shape[1]), np.float32)], axis=1),
-                _STEPS,
+            start = np.concatenate(
+                [guess, rng.standard_normal((n, step - guess.shape[1]), np.float32)], axis=1
             )
+            steps = _STEPS
         # With so many directions a full decomposition costs less.
         if 2 * (V.shape[1] + steps * start.shape[1]) > side:
             return _whole(D)
@@ -155,10 +155,8 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
             images.append(image)
         # Keep only the best `step` directions of the block's Krylov space.
         best = _turn(images[1:], step)
-        V, Y = (
-            np.concatenate([V, _multiply_parts(basis[1:], best)], axis=1),
-            np.concatenate([Y, _multiply_parts(images[1:], best)], axis=1),
-        )
+        V = np.concatenate([V, _multiply_parts(basis[1:], best)], axis=1)
+        Y = np.concatenate([Y, _multiply_parts(images[1:], best)], axis=1)
         step = min(limit, 2 * V.shape[1]) - V.shape[1]
     frame, core = frames([Side((Y,), (1.0,))])
     u, values, turn = np.linalg.svd(core[0])
@@ -169,7 +167,8 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
 
 def _there_and_back(D: RowSource, X: np.ndarray, back: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``D X``, and with ``back`` also ``D^T D X``, in one pass over the blocks of ``D``; float32."""
-    image, returned = np.empty((D.shape[0], X.shape[1]), np.float32), np.zeros(X.shape, np.float32)
+    image = np.empty((D.shape[0], X.shape[1]), np.float32)
+    returned = np.zeros(X.shape, np.float32)
     for rows, block in D.blocks():
         np.matmul(block, X, out=image[rows])
         if back:

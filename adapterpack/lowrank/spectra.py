@@ -70,10 +70,8 @@ class Spectrum(NamedTuple):
             empty = Factors(np.zeros((1, n), self.V.dtype), np.zeros((m, 1), self.U.dtype))
             return empty, Loss(energy_of(self.S), energy_of(self.S))
         halves = np.sqrt(self.S[:kept])
-        A, B = (
-            (self.V[:, :kept] * halves.astype(self.V.dtype)).T,
-            self.U[:, :kept] * halves.astype(self.U.dtype),
-        )
+        A = (self.V[:, :kept] * halves.astype(self.V.dtype)).T
+        B = self.U[:, :kept] * halves.astype(self.U.dtype)
         return Factors(A, B), Loss(energy_of(self.S[kept:]), energy_of(self.S))
 
 
@@ -155,7 +153,8 @@ def _decompose(changes: Sequence[Change]) -> _Stack | None:
     Returns None if some changes of the stack need a different algorithm from the others: the algorithm for a
     change must not depend on the other changes in its stack.
     """
-    lefts, rights = [change.left for change in changes], [change.right for change in changes]
+    lefts = [change.left for change in changes]
+    rights = [change.right for change in changes]
     (left, left_core), (right, right_core) = frames(lefts), frames(rights)
     tried = _narrow(lefts[0]), _narrow(rights[0])
     if len(changes) > 1 and any(

@@ -151,7 +151,8 @@ def shared_out(
         >>> shared_out([np.array([3.0, 2.0]), np.array([2.5, 0.1])], [10, 10], 30)
         [2, 1]
     """
-    kept, left = [0] * len(spectra), budget
+    kept = [0] * len(spectra)
+    left = budget
     heap = [
         (-(float(S[0]) ** 2) / cost, site)
         for site, (S, cost) in enumerate(zip(spectra, costs, strict=True))

@@ -12,6 +12,7 @@ from .manifest import Lineage as Lineage
 from .manifest import Manifest as Manifest
 from .manifest import Parent as Parent
 from .manifest import TensorEntry as TensorEntry
+from .manifest import plain_name as plain_name
 from .outline import Outline as Outline
 from .outline import outline_of as outline_of
 from .secondary_methods import MethodSites as MethodSites

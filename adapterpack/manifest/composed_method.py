@@ -56,7 +56,8 @@ def _compose(text: bytes) -> Method:
     from ..adapter_methods.nodes.composed import compose_method  # noqa: PLC0415 - as above
 
     composition = msgspec.json.decode(text, type=Composition)
-    tree, names = decode(composition.tree), [member.name for member in composition.members]
+    tree = decode(composition.tree)
+    names = [member.name for member in composition.members]
     named = set(leaves(tree))
     if len(set(names)) != len(names) or set(names) != named:
         raise FormatError(

@@ -31,7 +31,8 @@ def tensor_digest(value: np.ndarray) -> str:
 
 def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.PackFile:
     """Returns the manifest's entry for a file with these parts."""
-    hasher, size = hashlib.sha256(), 0
+    hasher = hashlib.sha256()
+    size = 0
     for part in parts:
         hasher.update(part)
         size += len(part)

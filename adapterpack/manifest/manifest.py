@@ -80,6 +80,18 @@ MOST_SETTINGS = 1 << 20
 ones again.
 """
 NAME = re.compile(structs.NAME)
+
+
+def plain_name(text: str, otherwise: str = "adapter") -> str:
+    """Replaces the characters that a pack's name may not have; ``otherwise`` is the name if none is left.
+
+    Example:
+        >>> plain_name("my LoRA (v2)")
+        'my-LoRA-v2'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:128] or otherwise
+
+
 METHODS = "methods"
 """The feature of a pack in which some group has another method than the pack."""
 PACKED = "packed"
@@ -264,15 +276,14 @@ def _convert(value: Json, where: object) -> Manifest:
     except FormatError as error:
         raise FormatError(error.what, where=f"{where}#{error.where}", remedy=error.remedy) from error
     newer = _minor(current.get("format_version")) > _minor(FORMAT_VERSION)
-    manifest = typed_json.read(
-        {key: item for key, item in current.items() if key != "integrity"}, Manifest, newer=newer
+    manifest = typed_json.require(
+        {key: item for key, item in current.items() if key != "integrity"},
+        Manifest,
+        "the manifest does not fit its schema",
+        where,
+        newer=newer,
+        remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None,
     )
-    if isinstance(manifest, Misfit):
-        raise FormatError(
-            f"the manifest does not fit its schema: {manifest.message}",
-            where=f"{where}#{manifest.pointer or '/'}",
-            remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None,
-        )
     _require_sizes(manifest, where)
     return manifest
 

@@ -45,7 +45,9 @@ def require_combinable(name: str, primary: MethodSites, secondary: MethodSites, 
     """
     method, guest = primary.method, secondary.method
     twice = sorted(taken & {site.path for site in secondary.adapters})
-    both, where, two_packs = f"{method.name} and {guest.name}", f"pack '{name}'", "make two packs"
+    both = f"{method.name} and {guest.name}"
+    where = f"pack '{name}'"
+    two_packs = "make two packs"
     if guest.name == method.name:
         raise Unsupported(
             "a pack has each of its methods once",

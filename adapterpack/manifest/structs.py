@@ -35,7 +35,9 @@ TokenIds = Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=512)]
 Number = Annotated[float, Meta(ge=-1e38, le=1e38)]
 Positive = Annotated[float, Meta(ge=0, le=1e38)]
 
-MAX_TEXT, MAX_ITEMS, MAX_KEYS = 1 << 20, 1 << 18, 1 << 16
+MAX_TEXT = 1 << 20
+MAX_ITEMS = 1 << 18
+MAX_KEYS = 1 << 16
 LARGEST_SETTING, LARGEST_CLAIM = 1e38, 1.7976931348623157e308
 Key = Annotated[str, Meta(max_length=512)]
 """The name of a setting or a claim."""

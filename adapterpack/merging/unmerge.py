@@ -206,13 +206,15 @@ def _restore(merged: Checkpoint, target: plan.MergeTarget, name: str) -> np.ndar
             remedy=_NO_BASE,
         )
     stored = merged.read(name)
-    work, scratch = target.storage.reader.work, Scratch()
+    work = target.storage.reader.work
+    scratch = Scratch()
     result = np.empty_like(stored)
     matrices = (to_matrix(target.kind, value) for value in (stored, result))
     pairs = zip(*(matrix if is_stacked(target.kind) else [matrix] for matrix in matrices), strict=True)
     for number, (matrix, restored) in enumerate(pairs):
         change = prepare([slice_of(one, number) for one in target.contributions], work, matrix, None)
-        delta, zero = np.empty(matrix.shape, work), np.zeros(matrix.shape, work)
+        delta = np.empty(matrix.shape, work)
+        zero = np.zeros(matrix.shape, work)
         change.apply(zero, None, slice(0, len(matrix)), delta, np.empty_like(zero))
         restored[...] = to_nearest(matrix.astype(work) - delta, stored.dtype, scratch)
         if LAYOUTS[target.kind].turned:

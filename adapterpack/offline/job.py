@@ -101,7 +101,8 @@ def write_file(
         StorageError: a file cannot be read or written, the source changes meanwhile, or another process is
             writing the output.
     """
-    before, where = hashing.identity(source), str(source)
+    before = hashing.identity(source)
+    where = str(source)
     with ExitStack() as stack:
         file = stack.enter_context(_open_lines(source))
         job, _ = begin(open_job, lines_of(file, where))
@@ -152,15 +153,20 @@ def _write(
     tokens = 0
     for block in answers(job, lines, sink.done):
         done, number = sink.done, 0
-        inputs, rows, failed, first = done.inputs, done.rows, done.failed, done.first
+        inputs = done.inputs
+        rows = done.rows
+        failed = done.failed
+        first = done.first
         for line, row, error, taken in block:
             if error is not None and not keep_going:
                 raise error
             if line.number != number:
-                inputs, number = inputs + 1, line.number
+                inputs += 1
+                number = line.number
             rows, tokens = rows + 1, tokens + taken
             if error is not None:
-                failed, first = failed + 1, first or first_of(line, error)
+                failed += 1
+                first = first or first_of(line, error)
             sink.write(encode_row(row))
             progress(rows, tokens, line.end)
         check()

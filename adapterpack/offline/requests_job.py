@@ -27,13 +27,11 @@ class RequestsJob:
     def __init__(
         self, server: InProcess, block: int, where: str, seed: int, identity: Mapping[str, Any]
     ) -> None:
-        self._server, self.block, self._where, self._seed, self.identity = (
-            server,
-            block,
-            where,
-            seed,
-            identity,
-        )
+        self._server = server
+        self.block = block
+        self._where = where
+        self._seed = seed
+        self.identity = identity
 
     def close(self) -> None:
         """Closes the server."""
@@ -70,7 +68,8 @@ class RequestsJob:
 
     def _post(self, number: int, line: Line) -> Posted | AdapterpackError:
         """Returns the request of a line, or what is wrong with it."""
-        row, where = line.row, f"{self._where}, line {line.number}"
+        row = line.row
+        where = f"{self._where}, line {line.number}"
         if not isinstance(row, dict):
             return row
         if not is_request(row):
@@ -80,10 +79,8 @@ class RequestsJob:
                 expected=", ".join(sorted(REQUEST)),
                 found=", ".join(row) or "no key",
             )
-        body, route = (
-            row["body"],
-            self._server.routes.get(row["url"]) if isinstance(row["url"], str) else None,
-        )
+        body = row["body"]
+        route = self._server.routes.get(row["url"]) if isinstance(row["url"], str) else None
         if row["method"] != "POST" or route is None:
             return ConfigError(
                 "this bundle has no such route",

@@ -45,7 +45,9 @@ def computing_wide(path: Path) -> bytes:
     from onnx import TensorProto  # noqa: PLC0415 - as above
 
     model = onnx.load(path, load_external_data=False)
-    types, nodes, wide = value_types(model), [], dict[str, str]()
+    types = value_types(model)
+    nodes = []
+    wide = dict[str, str]()
 
     def cast(name: str, to: int, result: str) -> None:
         node = model.graph.node.add(op_type="Cast", input=[name], output=[result], name=f"{result}/cast")

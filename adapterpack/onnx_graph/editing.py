@@ -92,7 +92,8 @@ def part_of(
     Does not read the numbers of an external tensor.
     """
     kind = tensor.dtype if dtype is None else dtype
-    extents, nbytes = ir.Shape(shape), -(-int(np.prod(shape)) * kind.bitwidth // 8)
+    extents = ir.Shape(shape)
+    nbytes = -(-int(np.prod(shape)) * kind.bitwidth // 8)
     if isinstance(tensor, ir.ExternalTensor):
         place = (tensor.location, (tensor.offset or 0) + at, nbytes)
         return ir.ExternalTensor(*place, kind, shape=extents, name=name, base_dir=tensor.base_dir)

@@ -12,7 +12,9 @@ def in_float32(model: ir.Model) -> ir.Model:
     """Converts a bfloat16 graph to float32 with the same numbers, and returns it; returns a graph of another
     type unchanged.
     """
-    graph, half, whole = model.graph, ir.DataType.BFLOAT16, ir.DataType.FLOAT
+    graph = model.graph
+    half = ir.DataType.BFLOAT16
+    whole = ir.DataType.FLOAT
     for value in graph.initializers.values():
         if value.dtype == half:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)

@@ -101,7 +101,8 @@ class GraphFile:
         if tensor.data_location == _EXTERNAL:
             entries = external_entries(tensor, where)
             file = self.external_file(entries, where)
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", nbytes))
+            offset = int(entries.get("offset", 0))
+            length = int(entries.get("length", nbytes))
             with storage_errors(file):
                 size = file.stat().st_size
             if length != nbytes or offset + nbytes > size:
@@ -210,7 +211,9 @@ def require_inside(model: Path, location: str, where: str) -> Path:
     Raises:
         FormatError: the location leads elsewhere, even through a link, or to no file.
     """
-    plain, windows, folder = PurePosixPath(location), PureWindowsPath(location), model.parent
+    plain = PurePosixPath(location)
+    windows = PureWindowsPath(location)
+    folder = model.parent
     bad = (
         not location
         or "\0" in location

@@ -35,7 +35,8 @@ def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[st
     after its weight.
     """
     reached = dict.fromkeys(sources, 0)
-    front, wanted = list(reached), set(candidates)
+    front = list(reached)
+    wanted = set(candidates)
     for hop in range(_HOPS):
         nodes = [node for name in front for node in graph.readers.get(name, ())]
         nearest = sorted({name for node in nodes for name in node.input} & wanted)

@@ -57,7 +57,8 @@ def codes_of(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.DataType] | None:
     """
     if node.op_type != "MatMul" or node.inputs[1] is None:
         return None
-    floats, dtype = node.inputs[1].producer(), ir.DataType.FLOAT
+    floats = node.inputs[1].producer()
+    dtype = ir.DataType.FLOAT
     if floats is not None and floats.op_type == "Cast":
         floats, dtype = floats.inputs[0].producer(), ir.DataType(floats.attributes.get_int("to"))
     wide = floats.inputs[0].producer() if floats is not None and floats.op_type == "Mul" else None
@@ -83,7 +84,8 @@ def make_fast(node: ir.Node) -> None:
             add_initializer(graph, ir.tensor(number, name=name))
         return graph.initializers[name]
 
-    x, zero = node.inputs[0], constant("zero", np.uint8(_ZERO))
+    x = node.inputs[0]
+    zero = constant("zero", np.uint8(_ZERO))
     if dtype != ir.DataType.FLOAT:
         x = add("Cast", "/wide", x, to=ir.DataType.FLOAT)
     largest = add(
@@ -101,9 +103,12 @@ def make_fast(node: ir.Node) -> None:
 
 def make_exact(node: ir.Node) -> None:
     """Replaces the fast form of a product, whose ``MatMulInteger`` is ``node``, by the exact one."""
-    graph, codes, dtype = node.graph, node.inputs[1], ir.DataType.FLOAT
+    graph = node.graph
+    codes = node.inputs[1]
+    dtype = ir.DataType.FLOAT
     columns = _reader(_reader(node))
-    last, x = _reader(columns), node.inputs[0].producer().inputs[0].producer().inputs[0]
+    last = _reader(columns)
+    x = node.inputs[0].producer().inputs[0].producer().inputs[0]
     for use in last.outputs[0].uses():
         if use.node.name == f"{node.name}/narrow":
             last, x = use.node, x.producer().inputs[0]

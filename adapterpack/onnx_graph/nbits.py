@@ -16,7 +16,11 @@ from .graph_file import GraphFile, attribute, require_place
 if TYPE_CHECKING:
     import onnx
 
-_WEIGHT, _SCALES, _ZEROS, _ORDER, _BIAS = 1, 2, 3, 4, 5
+_WEIGHT = 1
+_SCALES = 2
+_ZEROS = 3
+_ORDER = 4
+_BIAS = 5
 _WIDTHS = (2, 4, 8)
 
 
@@ -133,7 +137,8 @@ def dequantize(graph: GraphFile, quantized: NBits, rows: slice, first_block_only
     packed = graph.array(quantized.weight).reshape(quantized.rows, quantized.blocks, -1)[rows]
     grid = grid_of(graph, quantized, rows)
     if first_block_only:
-        packed, grid = packed[:, :1], BlockGrid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
+        packed = packed[:, :1]
+        grid = BlockGrid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
     q = unpack(packed, quantized.bits).astype(np.float32)
     return values(q, grid).reshape(len(packed), -1)[:, : quantized.columns]
 
@@ -189,7 +194,8 @@ def requantize(quantized: NBits, rows: np.ndarray, old: BlockGrid, scale_dtype: 
 
 def pack_zeros(bits: int, grid: BlockGrid) -> np.ndarray:
     """Packs the zero points of some rows for storage: ``[rows, bytes]``."""
-    per_byte, blocks = 8 // bits, grid.zero.shape[1]
+    per_byte = 8 // bits
+    blocks = grid.zero.shape[1]
     zero = np.zeros((len(grid.zero), -(-blocks // per_byte) * per_byte), np.uint8)
     zero[:, :blocks] = grid.zero.astype(np.uint8)
     return pack_codes(zero, bits)
@@ -216,7 +222,8 @@ def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype) -> Bl
         # the extreme becomes code 0, since the codes reach one step further below zero than above
         scale = (extreme / -middle).astype(dtype).astype(np.float32)
         return BlockGrid(scale, np.full_like(scale, middle), True)
-    low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
+    low = np.minimum(x.min(-1), 0)
+    high = np.maximum(x.max(-1), 0)
     scale = ((high - low) / top).astype(dtype).astype(np.float32)
     zero = np.clip(np.rint(-low / np.where(scale == 0, 1, scale)), 0, top)
     return BlockGrid(scale, zero.astype(np.float32), False)

@@ -15,7 +15,9 @@ from .editing import add_initializer, part_of
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits", "MatMulBnb4", "MatMulInteger"})
 """Operators that can implement a linear layer."""
-_LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
+_LEVEL = "accuracy_level"
+_EXACT = 0
+_FAST = 4
 """The attribute of MatMulNBits that sets the accuracy, and its values."""
 PACKED = 4 << 30
 """Bytes of codes up to which a few runs of a graph have them prepacked."""
@@ -99,7 +101,8 @@ def _rows_at_once(node: ir.Node) -> int:
 
 
 def _divide(node: ir.Node) -> None:
-    graph, rows = node.graph, _number(node, "N")
+    graph = node.graph
+    rows = _number(node, "N")
     assert graph is not None
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     pieces = []
@@ -118,9 +121,11 @@ def _part(graph: ir.Graph, value: ir.Value | None, rows: int, start: int, count:
     """Returns ``count`` rows of an initializer that has ``rows``, from ``start`` on, on the same bytes."""
     if value is None or value.const_value is None:
         return None
-    whole, name = value.const_value, f"{value.name}/{start}"
+    whole = value.const_value
+    name = f"{value.name}/{start}"
     if name in graph.initializers:
         return graph.initializers[name]
-    extents, row = whole.shape.numpy(), whole.size // rows
+    extents = whole.shape.numpy()
+    row = whole.size // rows
     shape = (count, *extents[1:]) if extents[0] == rows else (count * row,)
     return add_initializer(graph, part_of(whole, name, shape, at=start * row * whole.dtype.bitwidth // 8))

@@ -66,7 +66,8 @@ def near_rows(graph: GraphFile, quantized: NBits, matrix: np.ndarray, shift: int
     """Returns for each row of a matrix whether the row that lies ``shift`` rows further in a quantized weight
     is as near as rounding allows.
     """
-    low, high = max(0, -shift), min(len(matrix), quantized.rows - shift)
+    low = max(0, -shift)
+    high = min(len(matrix), quantized.rows - shift)
     near = np.zeros(len(matrix), bool)
     for block in row_blocks(high - low, quantized.columns):
         a, b = low + block.start, low + block.stop

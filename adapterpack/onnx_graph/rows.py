@@ -93,7 +93,8 @@ class _Table(Generic[Key]):
         if not len(self.sorted):
             return
         keys = _keys(matrix, self.dtype)
-        left, right = np.searchsorted(self.sorted, keys, "left"), np.searchsorted(self.sorted, keys, "right")
+        left = np.searchsorted(self.sorted, keys, "left")
+        right = np.searchsorted(self.sorted, keys, "right")
         # rows whose key occurs once vote reliably; rows such as zeros match everywhere, so their votes are
         # limited
         single = right - left == 1
@@ -159,7 +160,8 @@ def _equal(
     wanted: np.ndarray, wanted_keys: np.ndarray, stored: np.ndarray, stored_keys: np.ndarray, shift: int
 ) -> list[RowRun]:
     """Returns the runs in which row ``r`` of ``wanted`` equals row ``r + shift`` of ``stored``."""
-    low, high = max(0, -shift), min(len(wanted), len(stored) - shift)
+    low = max(0, -shift)
+    high = min(len(wanted), len(stored) - shift)
     # the keys are cheap: compare full rows only where they agree
     likely = wanted_keys[low:high] == stored_keys[low + shift : high + shift]
     equal = np.zeros(len(wanted), bool)

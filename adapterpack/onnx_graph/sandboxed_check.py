@@ -11,7 +11,8 @@ from pathlib import Path
 from ..sandbox.limits import SandboxLimits
 from ..sandbox.sandbox import Sandbox
 
-_MEMORY, _COPIES = 384 << 20, 8
+_MEMORY = 384 << 20
+_COPIES = 8
 """Address space in bytes that every graph may use to open, and the additional multiple of the size of its
 files: int4 weights that become floats grow 8 times.
 """
@@ -19,7 +20,8 @@ _ROOM = 1 << 30
 """The base allowance for a graph that has to open exactly as without limits: when short of memory, ONNX
 Runtime silently skips constant folding.
 """
-_SECONDS, _BYTES_A_SECOND = 2.0, 2 << 20
+_SECONDS = 2.0
+_BYTES_A_SECOND = 2 << 20
 """Processor seconds that every graph may use, and the bytes of its files that add another second."""
 
 

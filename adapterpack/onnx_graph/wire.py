@@ -17,8 +17,12 @@ from ..errors import FormatError, storage_errors
 from ..io import open_regular, whole
 
 _GRAPH, _INITIALIZER = 7, 5
-_NAME, _PAYLOADS = 8, (9, 4)
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_NAME = 8
+_PAYLOADS = (9, 4)
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
 KEPT = 1024
 """Payloads up to this size stay in the skeleton: shapes, axes and scalars."""
 
@@ -54,7 +58,9 @@ class _Bytes:
     """The mapped bytes of a model, and how many more fields may be visited."""
 
     def __init__(self, path: Path, data: bytes | mmap) -> None:
-        self.path, self.data, self.left = path, data, _MOST_FIELDS
+        self.path = path
+        self.data = data
+        self.left = _MOST_FIELDS
 
     def count(self, kept: int) -> None:
         """Counts one field, and looks at the bytes that were kept so far."""
@@ -80,7 +86,8 @@ def walk(path: Path) -> tuple[bytes, dict[str, Embedded]]:
         if not data:
             raise FormatError("the file is empty", where=path, expected="an ONNX model")
         source = _Bytes(path, data)
-        skeleton, embedded = bytearray(), dict[str, Embedded]()
+        skeleton = bytearray()
+        embedded = dict[str, Embedded]()
         has_graph = False
         for field in _fields(source, 0, len(data)):
             if field.number == _GRAPH and field.wire == _BYTES:
@@ -110,7 +117,11 @@ def _graph(source: _Bytes, graph: _Field, embedded: dict[str, Embedded]) -> byte
 
 
 def _tensor(source: _Bytes, tensor: _Field, embedded: dict[str, Embedded]) -> bytes:
-    out, name, payload, data, path = bytearray(), "", None, source.data, source.path
+    out = bytearray()
+    name = ""
+    payload = None
+    data = source.data
+    path = source.path
     for field in _fields(source, tensor.start, tensor.stop):
         source.count(len(out))
         if field.wire == _BYTES and field.number in _PAYLOADS:
@@ -131,7 +142,9 @@ def _tensor(source: _Bytes, tensor: _Field, embedded: dict[str, Embedded]) -> by
 
 
 def _fields(source: _Bytes, start: int, stop: int) -> Iterator[_Field]:
-    at, data, path = start, source.data, source.path
+    at = start
+    data = source.data
+    path = source.path
     while at < stop:
         key, begin = _varint(data, at, stop, path)
         number, wire = key >> 3, key & 7

@@ -247,7 +247,8 @@ def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarra
         NothingToDo: with the adapter the logits are those of the base alone.
         ParityError: neither explains the error; the tolerance was exceeded, or a logit is NaN.
     """
-    error, before = _worst(canary.adapter, adapter), 0.0 if base is None else _worst(canary.base, base)
+    error = _worst(canary.adapter, adapter)
+    before = 0.0 if base is None else _worst(canary.base, base)
     if not before <= canary.tolerance:
         raise BaseMismatch(
             "the canary fails: this is not the base that the pack was made for",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..adapter_methods import PROMPT
-from ..errors import SiteNotFound, UnknownName, Unsupported, nearest
+from ..errors import SiteNotFound, UnknownName, Unsupported, require_among
 from ..manifest import Described
 from ..tasks import NO_TASK, Task, get_task
 
@@ -18,13 +18,9 @@ def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> N
         SiteNotFound: a module is missing; the error names the nearest path.
     """
     for group in pack.manifest.groups:
-        if group.role != "shared" and group.path != PROMPT and group.path not in paths:
-            raise SiteNotFound(
-                f"pack '{pack.name}' changes a site that is not there",
-                where=where,
-                found=group.path,
-                remedy=nearest(group.path, paths),
-            )
+        if group.role != "shared" and group.path != PROMPT:
+            what = f"pack '{pack.name}' changes a site that is not there"
+            require_among(what, group.path, paths, SiteNotFound, where, found=group.path)
 
 
 def task_of(pack: Described) -> Task | None:
@@ -42,7 +38,8 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
     Raises:
         Unsupported: the pack is for another task.
     """
-    name, own = pack.outline.task.type, task_of(pack)
+    name = pack.outline.task.type
+    own = task_of(pack)
     if name == NO_TASK or own is task:
         return
     # A pack that brings its own trained head cannot serve another task's head.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from ..adapter_methods import WITH_BASE, BaseChange, OfBase
 from ..errors import ConfigError, Unsupported
 from ..io import LARGE, TENSORS, Json, SafetensorsFile, Streamed
-from ..manifest import MethodSites
+from ..manifest import MethodSites, plain_name
 from ..manifest import manifest as m
 from ..peft import layout
 from ..peft.options import base_hint, read_config, require_tensors, unknown_sentence
@@ -84,7 +83,7 @@ def import_folder(
     kind = task_of_peft(config.get("task_type"))
     version = config.get("peft_version")
     pack = build(
-        name or _plain_name(folder.resolve().name),
+        name or plain_name(folder.resolve().name),
         content.method,
         adapters,
         shared=content.shared,
@@ -122,8 +121,3 @@ def _doing(content: layout.Content, task: str, folder: Path) -> layout.Adapters:
             found=task,
             remedy="name another with --part",
         ) from error
-
-
-def _plain_name(folder: str) -> str:
-    """Converts a folder's name to the characters allowed in a pack's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:128] or "adapter"

@@ -214,8 +214,10 @@ def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where:
     Raises:
         BaseMismatch: the weight belongs to another kind of layer, or has another shape.
     """
-    shape, features = matrix_shape(group.kind, stored), (group.out_features, group.in_features)
-    place, bound = f"{where}, {group.path}", any(compatibility.recorded_fingerprint(pack.manifest.base))
+    shape = matrix_shape(group.kind, stored)
+    features = (group.out_features, group.in_features)
+    place = f"{where}, {group.path}"
+    bound = any(compatibility.recorded_fingerprint(pack.manifest.base))
     if shape is None:
         unread = (
             "use the model that the adapter was trained on; if this is it: "

@@ -60,7 +60,8 @@ def move_paths(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> P
     """
     if not paths:
         return pack
-    manifest, prefix = pack.manifest, prefix_of(pack.method)
+    manifest = pack.manifest
+    prefix = prefix_of(pack.method)
     # A pack bound to a base keeps its files: the result is then a view of it that is never written.
     bound = not sealing and any(compatibility.recorded_fingerprint(manifest.base))
 

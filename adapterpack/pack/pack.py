@@ -148,11 +148,9 @@ class Pack(Described, Shown):
         params = {}
         for name, entry in self._by_group.get(path, ()):
             if not entry.param.endswith(".scales"):
-                value, packed, where = (
-                    self.tensors[name],
-                    self.manifest.packed.get(name),
-                    f"pack '{self.name}', {name}",
-                )
+                value = self.tensors[name]
+                packed = self.manifest.packed.get(name)
+                where = f"pack '{self.name}', {name}"
                 if packed is not None:
                     value = decode(value, packed, where)
                 params[entry.param] = (
@@ -197,7 +195,8 @@ class Pack(Described, Shown):
         """
         shared = self.shared()
         groups = [group for group in self.groups if group.role == "adapter"]
-        sites, configs = [self.site(group) for group in groups], [self.config_at(group) for group in groups]
+        sites = [self.site(group) for group in groups]
+        configs = [self.config_at(group) for group in groups]
         if shape_of is not None:
             # With the base's widths known, values that depend on all sites can be resolved, method by method.
             shapes = [shape_of(group) for group in groups]
@@ -222,7 +221,8 @@ class Pack(Described, Shown):
             self.where,
         )
         for group, site, cfg in zip(groups, sites, configs, strict=True):
-            params, method = self._params_at(group.path), self.method_of(group)
+            params = self._params_at(group.path)
+            method = self.method_of(group)
             if shape_of is not None:
                 check_shapes(method, cfg, site, params, self.where)
             yield Adapter(
@@ -413,7 +413,10 @@ def build(
         )
     configs = resolve_configs(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
-    groups, adapted, tensors, places = [], [], {}, {}
+    groups = []
+    adapted = []
+    tensors = {}
+    places = {}
 
     def add(path: str, param: str, tensor_name: str, value: np.ndarray) -> None:
         tensors[tensor_name] = value

@@ -99,7 +99,8 @@ class _Plan(NamedTuple):
 
 
 def _plan(packed: Packed) -> _Plan:
-    rows, columns = packed.shape[0], math.prod(packed.shape[1:])
+    rows = packed.shape[0]
+    columns = math.prod(packed.shape[1:])
     directions, length = (rows, columns) if packed.axis == 0 else (columns, rows)
     groups = -(-length // packed.group)
     codes = sum(run.count * -(-length * CODES[run.code].bits // 8) for run in packed.runs)
@@ -170,7 +171,9 @@ def encode(
     matrix = np.clip(value.astype(np.float64).reshape(len(value), -1), -_MOST, _MOST)
     vectors = matrix if axis == 0 else matrix.T
     packed = Packed(tuple(value.shape), axis, min(group or vectors.shape[1], vectors.shape[1]), tuple(runs))
-    scales, stored, start = [], [], 0
+    scales = []
+    stored = []
+    start = 0
     for run in packed.runs:
         one, codes = _round(vectors[start : start + run.count], CODES[run.code], packed.group)
         scales.append(_upper_half(one))
@@ -200,7 +203,8 @@ def decode(data: np.ndarray, packed: Packed, where: object = "a packed tensor") 
         )
     plan = _plan(packed)
     scales, stored = _split(data, packed)
-    vectors, start = np.empty((plan.directions, plan.length), np.float32), 0
+    vectors = np.empty((plan.directions, plan.length), np.float32)
+    start = 0
     for run, part in zip(packed.runs, stored, strict=True):
         code = CODES[run.code]
         vectors[start : start + run.count] = code.values(
@@ -221,14 +225,16 @@ def _round(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.
     filled = np.zeros((count, groups, group))
     filled.reshape(count, -1)[:, :length] = vectors
     peak = np.abs(filled).max(axis=2) / code.largest
-    best, chosen = np.full(peak.shape, np.inf), peak
+    best = np.full(peak.shape, np.inf)
+    chosen = peak
     # Tries each scale and keeps, per group, the one with the least squared error.
     for share in code.tried:
         scales = _round_up(peak * share)
         values = code.values(code.nearest(filled / scales[..., None])) * scales[..., None]
         error = np.square(values - filled).sum(axis=2)
         better = error < best
-        best, chosen = np.where(better, error, best), np.where(better, scales, chosen)
+        best = np.where(better, error, best)
+        chosen = np.where(better, scales, chosen)
     return chosen, code.nearest(filled / chosen[..., None]).reshape(count, -1)[:, :length]
 
 

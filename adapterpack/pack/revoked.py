@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ..errors import FormatError, Revoked, storage_errors
-from ..io import ClosedStruct, Identity, Misfit, identity, read_at_most, read_file, strict_json, typed_json
+from ..errors import Revoked, storage_errors
+from ..io import ClosedStruct, Identity, identity, read_at_most, read_file, strict_json, typed_json
 from ..manifest import Sha256
 from ..manifest import manifest as m
 from .pack import SIGNATURE
@@ -48,14 +48,13 @@ def revocations() -> Mapping[str, str]:
 def _read(path: Path, _: Identity) -> Mapping[str, str]:
     with storage_errors(path), path.open("rb") as file:
         value = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), path, _MAX_BYTES)
-    read = typed_json.read(value, Revocations)
-    if isinstance(read, Misfit):
-        raise FormatError(
-            f"this is no list of revocations: {read.message}",
-            where=f"{path}#{read.pointer}",
-            remedy=f"mend the file that {VARIABLE} names; until then nothing is opened",
-        )
-    return read.entries
+    return typed_json.require(
+        value,
+        Revocations,
+        "this is no list of revocations",
+        path,
+        remedy=f"mend the file that {VARIABLE} names; until then nothing is opened",
+    ).entries
 
 
 def require_unrevoked(digests: Mapping[str, str], where: object) -> None:
@@ -96,10 +95,10 @@ def require_unrevoked_signer(folder: Path) -> None:
     if not revocations() or not file.is_file():
         return
     with suppress(LookupError, TypeError, ValueError):
-        said: Any = strict_json.loads(read_file(file, _MAX_SIGNATURE + 1), file, _MAX_SIGNATURE)
-        said = said["verificationMaterial"]
-        if "certificate" in said:
-            key = hashlib.sha256(base64.b64decode(said["certificate"]["rawBytes"])).hexdigest()
+        signature = strict_json.loads(read_file(file, _MAX_SIGNATURE + 1), file, _MAX_SIGNATURE)
+        material = signature["verificationMaterial"]
+        if "certificate" in material:
+            key = hashlib.sha256(base64.b64decode(material["certificate"]["rawBytes"])).hexdigest()
         else:
-            key = said["publicKey"]["hint"]
+            key = material["publicKey"]["hint"]
         require_unrevoked({f"sha256:{key}": "the key of the signature"}, file)

@@ -68,7 +68,8 @@ class TextProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Makes the profile of texts, given as token ids. Each fifth of them in turn is kept aside, and tells
         at which score a text still belongs.
         """
-        index, scores = TextIndex(), list[float]()
+        index = TextIndex()
+        scores = list[float]()
         for fold in range(_FOLDS):
             rest = [text for place, text in enumerate(texts) if place % _FOLDS != fold]
             index.put("", _made(rest, 0.0))

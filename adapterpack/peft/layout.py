@@ -106,7 +106,8 @@ def config_bytes(
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     full = [group.path for group in manifest.full_groups]
-    task, method_config = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
+    task = peft_type_of(manifest.task.type)
+    method_config = method.peft.to_config(sites) if sites else {}
     if method_config is None or (reordered is None and not method.peft.equivalent(sites, task)):
         return None
     biases = [path for path in full if "bias" in method_config and pack.shapes[path].keys() == {"bias"}]
@@ -185,7 +186,8 @@ def content_of(
     file = folder / TENSORS
     config, tensors = _expand_patterns(method, config, tensors, folder)
     with _translate_errors(folder / CONFIG):
-        cfg, base_change = method.peft.from_config(config), method.peft.undo_base_change(config)
+        cfg = method.peft.from_config(config)
+        base_change = method.peft.undo_base_change(config)
         written = method.peft.to_config({"": cfg}) or {}
     layers = [layer.config for layer in method.peft.layers.values()]
     known = {*secondary, *method.peft.known_keys}
@@ -242,7 +244,8 @@ def _expand_patterns(
 def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapters, Tensors]:
     """Returns the sites of the folder's own method and their shared tensors."""
     assert method.peft is not None
-    file, kinds = folder / TENSORS, content.kinds
+    file = folder / TENSORS
+    kinds = content.kinds
     if method.peft.from_peft_file is not None:
         try:
             content = method.peft.from_peft_file(content)
@@ -272,7 +275,8 @@ def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapt
         adapters[site] = (cfg, params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
-    shapes, storage = shapes_of(content.shared), method.storage
+    shapes = shapes_of(content.shared)
+    storage = method.storage
     first, _ = next(iter(adapters.values()))
     wanted = {} if storage.shared is None else storage.shared.shapes(first, list(adapters))
     if shapes != wanted:

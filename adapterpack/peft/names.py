@@ -136,7 +136,8 @@ def stack_of(kind: str, shapes: Shapes) -> int:
     """
     if is_stacked(kind):
         return max((shape[0] for shape in shapes.values() if shape), default=1)
-    spanning, (A, B) = bool(unfoldable(kind)), (shapes.get(name, ()) for name in ("lora_A", "lora_B"))
+    spanning = bool(unfoldable(kind))
+    A, B = (shapes.get(name, ()) for name in ("lora_A", "lora_B"))
     return A[0] // B[1] if spanning and A and len(B) > 1 and 0 < B[1] <= A[0] else 1
 
 

@@ -206,7 +206,8 @@ def base_hint(config: PeftConfig) -> m.Base:
     """Returns the base by its hub name, if it has one. A local path means nothing on other machines and is
     not written to the manifest.
     """
-    hint, revision = config.get("base_model_name_or_path"), config.get("revision")
+    hint = config.get("base_model_name_or_path")
+    revision = config.get("revision")
     if not isinstance(hint, str) or len(hint) > 200 or not _HUB_ID.fullmatch(hint):
         return m.Base()
     return m.Base(hint, revision if isinstance(revision, str) and _COMMIT.fullmatch(revision) else None)

@@ -13,7 +13,9 @@ from typing import Any
 from ..errors import FormatError, Unsupported, excerpt
 
 _NAME = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.)+\$?")
-_MAX_KEYS, _MAX_LENGTH, _MAX_MEMORY = 1024, 1024, 1 << 20
+_MAX_KEYS = 1024
+_MAX_LENGTH = 1024
+_MAX_MEMORY = 1 << 20
 
 
 def is_expression(pattern: Any) -> bool:

@@ -8,7 +8,8 @@ from .layout import config_bytes
 
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's ``max_lora_rank``; its default is 16."""
-_CAUSAL, _SERVED = "CAUSAL_LM", ("linear", "embedding")
+_CAUSAL = "CAUSAL_LM"
+_SERVED = ("linear", "embedding")
 
 
 def readers(pack: Described) -> dict[str, str]:

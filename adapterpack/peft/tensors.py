@@ -55,7 +55,8 @@ def _saved_module(path: str, config: PeftConfig) -> str | None:
     A classifier of several layers is one such module: PEFT names the classifier, and its tensors are those of
     the layers inside.
     """
-    parts, named = path.split("."), config.get("modules_to_save")
+    parts = path.split(".")
+    named = config.get("modules_to_save")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
     saved = tuple(map(str, named)) if isinstance(named, list | tuple) else ()
     saved += _HEADS.get(str(config.get("task_type")), ())
@@ -139,7 +140,8 @@ def sort(
     )
     for key, guest in secondary.items():
         endings |= dict.fromkeys(secondary_form(guest).suffixes.values(), key)
-    prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
+    prefix = prefix_of(method)
+    bare = set(method.peft.suffixes.values()) if method.peft.site else set()
     for name in tensors.tensors:
         if (common := shared_param(method, name)) is not None:
             result.shared[common] = tensors.read(name)
@@ -289,11 +291,13 @@ def site_of(
 ) -> tuple[Site, Arrays]:
     """Returns the site that parameters in PEFT's form belong to, and the parameters as matrices."""
     assert method.peft is not None
-    shapes, params = shapes_of(whole), from_peft_shapes(method, kind, lambda: cfg, whole)
+    shapes = shapes_of(whole)
+    params = from_peft_shapes(method, kind, lambda: cfg, whole)
     here = f"{where}, {path}"
     _require_kind(method, cfg, kind, shapes, here)
     width, height = (size or 0 for size in features(method.peft, kind, params, here))
-    kernel, stack = kernel_of(kind, shapes.values()), stack_of(kind, shapes)
+    kernel = kernel_of(kind, shapes.values())
+    stack = stack_of(kind, shapes)
     site = Site(path, width, height, kind, "bias" in params, kernel, stack)
     try:
         declared = method.shapes(cfg, site)  # the set of parameters may depend on the widths

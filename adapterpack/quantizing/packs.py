@@ -59,7 +59,9 @@ def quantize_pack(
     )
     manifest = floats.manifest
     adapters = {group.path for group in manifest.adapter_groups}
-    tensors, entries, packed = dict(floats.tensors), dict(manifest.tensors), dict[str, Packed]()
+    tensors = dict(floats.tensors)
+    entries = dict(manifest.tensors)
+    packed = dict[str, Packed]()
     for key, entry in manifest.tensors.items():
         if entry.group in adapters and len(entry.shape) >= 2:
             tensors[key], packed[key] = _encode(floats.tensors[key], chosen)
@@ -175,7 +177,8 @@ def site_errors(exact: Pack, other: Pack) -> Iterator[tuple[str, Error]]:
     """
     found = {adapter.site.path: adapter for adapter in other.adapters()}
     for one in exact.adapters():
-        two, (largest, squares, total) = found[one.site.path], (0.0, 0.0, 0.0)
+        two = found[one.site.path]
+        (largest, squares, total) = (0.0, 0.0, 0.0)
         rows, columns = one.site.out_features, one.site.in_features
         separable = one.method.traits.row_separable and two.method.traits.row_separable
         wide, other_wide = _wide(one), _wide(two)

@@ -21,7 +21,9 @@ Table = tuple[list[str], list[list[str]]]
 
 def audit_report(result: Result) -> str:
     """Writes what ``Audit.to_json()`` gives as one self-contained HTML page."""
-    total, verdict, names = result["total"], result["verdict"], ", ".join(_names(result))
+    total = result["total"]
+    verdict = result["verdict"]
+    names = ", ".join(_names(result))
     options = "".join(f" --weight {weight:.3g}" for weight in verdict["weights"] or ()) + (
         " --base BASE" if result["base"] else ""
     )
@@ -160,7 +162,8 @@ def _names(result: Result) -> list[str]:
 
 
 def _cards(result: Result) -> list[Card]:
-    total, many = result["total"], len(result["packs"]) > 1
+    total = result["total"]
+    many = len(result["packs"]) > 1
     relative = number(total["combined"]["relative_norm"])
     cards = [
         Card(
@@ -175,7 +178,8 @@ def _cards(result: Result) -> list[Card]:
         ),
     ]
     if many:
-        cosine, conflict = _extreme(total["cosine"]), _extreme(total["conflict"]["pairs"], 0.5)
+        cosine = _extreme(total["cosine"])
+        conflict = _extreme(total["conflict"]["pairs"], 0.5)
         cards.append(Card("strongest cosine", decimal(cosine), "1 the same, 0 unrelated, -1 opposite"))
         cards.append(Card("sign conflict", percent(conflict), "50 % is chance"))
     for dtype, loss in list(total["fold"].items())[:1]:
@@ -189,7 +193,9 @@ def _changes(result: Result) -> Table:
     """Builds a table with one row for each pack; omits columns that need a sum or a base where there is
     none.
     """
-    total, many, based = result["total"], len(result["packs"]) > 1, result["base"] is not None
+    total = result["total"]
+    many = len(result["packs"]) > 1
+    based = result["base"] is not None
     columns = {
         "pack": _names(result),
         "method": [pack["method"] for pack in result["packs"]],
@@ -205,7 +211,8 @@ def _changes(result: Result) -> Table:
 
 def _pairs(result: Result) -> list[tuple[str, Table]]:
     """Builds a table for each figure, with its caption: one row and one column for each pack."""
-    names, total = _names(result), result["total"]
+    names = _names(result)
+    total = result["total"]
     columns = ["pack", *(str(index + 1) for index in range(len(names)))]
     tables = [
         (total["cosine"], decimal, "Cosine of the changes: 1 the same, 0 unrelated, -1 opposite."),

@@ -30,7 +30,8 @@ def _decodes(result: Result) -> bool:
 
 
 def _line(line: Result, floor: float) -> list[str]:
-    step, read = line["step"], f"{line['prompt_speed']:,.0f}"
+    step = line["step"]
+    read = f"{line['prompt_speed']:,.0f}"
     cells = [str(line["rows"]), line["adapters"], _milliseconds(line["first_token"]), read]
     return (
         cells

@@ -51,8 +51,10 @@ def _line_chart(title: str, lines: Sequence[tuple[str, Points]], log: bool) -> C
     short = [shorten(points) for _, points in lines]
     values = [value for points in short for _, value in points]
     steps = [step for points in short for step, _ in points]
-    first, last = min(steps), max(steps)
-    low, high = min(0.0, *values), max(0.0, *values)
+    first = min(steps)
+    last = max(steps)
+    low = min(0.0, *values)
+    high = max(0.0, *values)
 
     def place(value: float) -> float:
         """Where a value lies, in percent from the top."""

@@ -26,7 +26,8 @@ _FRAME = Markup(
 
 def _pack_page(pack: Pack) -> str:
     """Returns the page of a pack: with the losses of its training, if it knows them."""
-    facts, training = describe(pack, pack.path or "in memory"), dict(pack.manifest.training)
+    facts = describe(pack, pack.path or "in memory")
+    training = dict(pack.manifest.training)
     losses = [(point["step"], point["loss"]) for point in training.get("losses", ())]
     if not losses:
         return inspect_report(facts)

@@ -123,7 +123,8 @@ def _evaluations(
 
 
 def _figures(pack: Mapping[str, Any], many: bool) -> list[Card]:
-    training, place = pack["training"], f", {pack['name']}" if many else ""
+    training = pack["training"]
+    place = f", {pack['name']}" if many else ""
     return [
         Card(
             f"final loss{place}",

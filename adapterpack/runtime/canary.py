@@ -157,7 +157,8 @@ def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:
     """
     if session.bundle.mode == "folded":
         return None
-    modules, sites = _fed_modules(session.bundle, pack), session.bundle.sites
+    modules = _fed_modules(session.bundle, pack)
+    sites = session.bundle.sites
 
     def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
         fixed = {
@@ -238,7 +239,8 @@ def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
     ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
     sound = next((name for name in SOUNDS if name in ports), "input_features")
     for name, recipe in (("pixel_values", recorded.pixels), (sound, recorded.features)):
-        taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
+        taken = ports.get(name, ())[1:]
+        made = recipe.shape[1:] if recipe is not None else ()
         made = made[1:] if made[:1] == (1,) and name == sound else made
         if recipe and (
             len(taken) != len(made)

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 from ..base import copy_carried
 from ..bundle import FILE_NAME, GENAI_FILE, GRAPH, PAST, PRESENT, Bundle, MappedSite
@@ -64,18 +63,9 @@ def bundle_folder(folder: StrPath, finish: Finish | None = None) -> Path:
     return out
 
 
-class OtherFolder(NamedTuple):
-    """What a folder of another tool says: the graph of its decoder, what ``genai_config.json`` says of the
-    ``model``, and of the ``decoder`` in it.
-    """
-
-    graph: GraphFile
-    model: Config
-    decoder: Config
-
-
-def read_folder(folder: Path) -> OtherFolder:
-    """Reads a folder of another tool.
+def read_folder(folder: Path) -> tuple[GraphFile, Config, Config]:
+    """Reads a folder of another tool: the graph of its decoder, and what ``genai_config.json`` says of the
+    model, and of the decoder in it.
 
     Raises:
         Unsupported: it does not name a graph.
@@ -94,7 +84,7 @@ def read_folder(folder: Path) -> OtherFolder:
             expected="the name of a graph, under model, decoder, filename",
             remedy="write the name of the graph there, and put the graph beside it",
         )
-    return OtherFolder(GraphFile(folder / name), model, told)
+    return GraphFile(folder / name), model, told
 
 
 def _write(graph: GraphFile, model: Config, told: Config, out: Path, finish: Finish | None) -> None:

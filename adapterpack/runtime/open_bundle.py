@@ -69,7 +69,8 @@ class OpenBundle:
         mapped: bool = False,
         verify: str = "cached",
     ) -> None:
-        self.folder, self._verify = bundle_folder(bundle), verify
+        self.folder = bundle_folder(bundle)
+        self._verify = verify
         manifest = manifest_bytes(self.folder)
         self.bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         made_of = self.bundle.parity.get(MADE_OF)
@@ -353,7 +354,8 @@ class OpenBundle:
         config = self.once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
         name = self.sound_input
         assert name is not None
-        shape, masked = self.shape(name), "attention_mask" in self.graph(self.bundle.parts[0]).inputs
+        shape = self.shape(name)
+        masked = "attention_mask" in self.graph(self.bundle.parts[0]).inputs
 
         def inputs_of(recording: Recording) -> Arrays:
             sound = sound_of(recording, shape, config)[None]
@@ -387,9 +389,11 @@ class OpenBundle:
 
     def _with(self, pack: Pack) -> Self:
         """Returns a copy, as :meth:`freeze` does, with one more adapter."""
-        one, before = self.freeze(), self._adapters
+        one = self.freeze()
+        before = self._adapters
         with self.compare_files():  # the base's own weights may be read
-            attached, prompt = self._mode.load(before.attached, pack), self._prompt(pack)
+            attached = self._mode.load(before.attached, pack)
+            prompt = self._prompt(pack)
         prompts = before.prompts if prompt is None else {**before.prompts, pack.name: prompt}
         one._adapters = Adapters({**before.packs, pack.name: pack}, prompts, attached)
         return one

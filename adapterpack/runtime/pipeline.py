@@ -73,7 +73,8 @@ def _run_images(session: OpenBundle, part: Part, arrays: Arrays, batch: PinnedRo
     """
     layout = session.image_layout
     given = layout.whole({name: arrays[name] for name in IMAGES if name in arrays})
-    lengths, ids = layout.lengths(given), arrays.get("input_ids")
+    lengths = layout.lengths(given)
+    ids = arrays.get("input_ids")
     rows = list(range(len(lengths))) if ids is None else rows_of_images(ids, session.image_token, lengths)
     outputs = []
     for feeds, images in layout.passes(given):
@@ -198,7 +199,8 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
     prefix = rows.prefix(session.inputs)
     for name, array in prefix.cache.items():
         given.setdefault(name, array)
-    past, mask = past_length(given), given.get("attention_mask")
+    past = past_length(given)
+    mask = given.get("attention_mask")
     if past is None:  # the states of all layers are of fixed size: only the mask says how much they have read
         past = 0 if mask is None else max(mask.shape[-1] - length, 0)
     if TOKEN_TYPES in graph.inputs:  # a first pass is the prompt, whose tokens see all of it
@@ -248,7 +250,8 @@ def _behind(virtual: np.ndarray, own: np.ndarray, room: int) -> np.ndarray:
     """
     mask = np.zeros((len(own), room + own.shape[1]), np.int64)
     for row, count in enumerate(virtual):
-        mask[row, :count], mask[row, count : count + own.shape[1]] = 1, own[row]
+        mask[row, :count] = 1
+        mask[row, count : count + own.shape[1]] = own[row]
     return mask
 
 
@@ -283,7 +286,8 @@ def _require_window(session: OpenBundle, covered: np.ndarray, prefix: PromptCach
     """Checks that a sliding window covers prompt and tokens. Padding between them counts as positions, so the
     prompt would leave the window earlier than without padding.
     """
-    window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
+    window = session.config.get("sliding_window")
+    used = session.config.get("use_sliding_window", True)
     if prefix.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
         raise ConfigError(
             "padding comes between a row's prompt and its tokens, beyond the model's sliding window",

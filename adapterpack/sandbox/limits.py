@@ -14,7 +14,14 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 HEAD = struct.Struct(">cQ")
-DONE, FAILED, LIMIT, MEMORY, LATE, LARGE, ENDED, UNSENT = b"+", b"-", b"x", b"m", b"t", b"l", b"e", b"u"
+DONE = b"+"
+FAILED = b"-"
+LIMIT = b"x"
+MEMORY = b"m"
+LATE = b"t"
+LARGE = b"l"
+ENDED = b"e"
+UNSENT = b"u"
 """The kinds of messages. The child sends the first four: a result (also: ready); an exception, with its text;
 a limit of Python's or of the result's size, with its text; out of memory. The parent concludes the others: no
 answer in time; an announced result above the limit; the process ended; it had ended before it read the call.

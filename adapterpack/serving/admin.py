@@ -93,7 +93,8 @@ async def adapters(context: RequestContext) -> Response:
 async def load_adapter(context: RequestContext) -> Response:
     """``POST /v1/load_lora_adapter``: loads an adapter."""
     body = await context.read_body(LoadRequest)
-    source, name = body.lora_path or body.lora_name, body.lora_name
+    source = body.lora_path or body.lora_name
+    name = body.lora_name
     return await _change(
         context.record, lambda: context.state.adapters.load(source, name, replace=body.load_inplace)
     )

@@ -45,7 +45,8 @@ def running(
     """
     record, state = context.record, context.state
     state.quotas.charge_prompt(context.key, prompt_tokens)
-    record.rows, record.prompt_tokens = len(rows), prompt_tokens
+    record.rows = len(rows)
+    record.prompt_tokens = prompt_tokens
     watching = asyncio.create_task(_watch_client(context.request, output))
     with state.traffic.count(context.key.id, record, rows, output):
         state.engine.add(rows)
@@ -157,13 +158,17 @@ class TextResponse(PendingResponse):
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yields the events of the stream, those of one engine step together."""
-        count, event = len(self.output.sequences), self.writer.event
+        count = len(self.output.sequences)
+        event = self.writer.event
         pieces: list[bytes] = []
-        sent, going, begun = [(0, 0)] * count, set(range(count)), set[int]()
+        sent = [(0, 0)] * count
+        going = set(range(count))
+        begun = set[int]()
         while going:
             self.writer.usage = self.usage
             for place in sorted(going):
-                row, (characters, choices) = self.output.sequences[place], sent[place]
+                row = self.output.sequences[place]
+                characters, choices = sent[place]
                 if place not in begun:
                     if self.writer.waits and not row.begun:
                         continue
@@ -187,7 +192,10 @@ class EventStream(Response):
     """A response of server-sent events; ``stack`` is closed when it ends for any reason."""
 
     def __init__(self, answer: TextResponse, stack: ExitStack) -> None:
-        self._answer, self._stack, self.status_code, self.background = answer, stack, 200, None
+        self._answer = answer
+        self._stack = stack
+        self.status_code = 200
+        self.background = None
         self.init_headers({**STREAM_HEADERS, **answer.headers, "content-type": STREAM_TYPE})
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Any]) -> None:

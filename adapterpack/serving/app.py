@@ -70,7 +70,9 @@ class _Endpoint:
     """The ASGI endpoint of one route."""
 
     def __init__(self, state: State, route: RouteSpec, keys: Keys) -> None:
-        self._state, self._route, self._keys = state, route, keys
+        self._state = state
+        self._route = route
+        self._keys = keys
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request, and records it exactly once, whatever happens."""

@@ -66,7 +66,9 @@ def assemble(
     Raises:
         AdapterpackError: see :func:`adapterpack.serve`.
     """
-    catalogue, metrics, quotas = Catalogue(engine, name), Metrics(), Quotas()
+    catalogue = Catalogue(engine, name)
+    metrics = Metrics()
+    quotas = Quotas()
     given = StartupAdapters.of(adapters)
     control = AdapterControl(
         engine.adapters, catalogue.base, given.sources, signers or Signers(), metrics.count_change
@@ -97,7 +99,9 @@ def assemble(
 
 def _figures(state: State) -> tuple[Figure, ...]:
     """Returns the gauges that every server has."""
-    thread, adapters, keys = state.engine, state.engine.engine.adapters, state.keys
+    thread = state.engine
+    adapters = state.engine.engine.adapters
+    keys = state.keys
     return (
         Figure(
             "keys_unread_seconds",

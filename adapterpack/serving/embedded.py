@@ -90,23 +90,23 @@ class Application:
         self._server.close()
 
 
-def scope_of(
-    method: str, path: str, headers: Sequence[tuple[str, str]], query: str = ""
-) -> Mapping[str, Any]:
-    """Makes the ASGI scope of a request without a connection."""
+def scope_of(path: str, headers: Mapping[str, str]) -> Mapping[str, Any]:
+    """Makes the ASGI scope of a POST without a connection."""
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": method,
+        "method": "POST",
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": query.encode(),
+        "query_string": b"",
         "root_path": "",
         "client": None,
         "server": None,
-        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+        "headers": [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()
+        ],
     }
 
 
@@ -187,7 +187,8 @@ class InProcess:
     async def _answer(self, request: Posted) -> Reply:
         """Handles one request through ASGI, as an HTTP server would."""
         received = [{"type": "http.request", "body": request.body, "more_body": False}]
-        status, body = 0, bytearray()
+        status = 0
+        body = bytearray()
 
         async def receive() -> Any:
             if received:
@@ -205,7 +206,7 @@ class InProcess:
             "content-length": str(len(request.body)),
             "x-request-id": request.id,
         }
-        await self._app(scope_of("POST", request.path, [*headers.items()]), receive, send)
+        await self._app(scope_of(request.path, headers), receive, send)
         return Reply(status, bytes(body))
 
 

@@ -120,7 +120,8 @@ async def _watch(state: State) -> None:
     while True:
         await asyncio.sleep(min(1.0, state.limits.stuck_seconds / 4))
         await state.keys.look()
-        activity, stuck = state.engine.activity, state.engine.stuck(state.limits.stuck_seconds)
+        activity = state.engine.activity
+        stuck = state.engine.stuck(state.limits.stuck_seconds)
         if activity is not None and stuck is not None and activity.since != stuck_since:
             stuck_since = activity.since
             _LOG.critical("the engine is stuck: %s", stuck)

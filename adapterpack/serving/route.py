@@ -133,7 +133,8 @@ class RequestContext(NamedTuple):
             raise HTTPError(
                 refused.status, _CODES.get(refused.status, refused.name), refused.what, close=True
             ) from refused
-        hints, given = get_type_hints(kind, include_extras=True), dict[str, Any](fields)
+        hints = get_type_hints(kind, include_extras=True)
+        given = dict[str, Any](fields)
         for name in fields.keys() & hints.keys():
             with suppress(msgspec.ValidationError, UnicodeDecodeError):
                 if hints[name] is not bytes:

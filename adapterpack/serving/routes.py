@@ -56,7 +56,8 @@ async def models(context: RequestContext) -> Response:
     """``GET /v1/models``: lists the base, the adapters that the key may name, and ``auto`` if it can choose
     one of them.
     """
-    visible, texts = context.state.catalogue.visible(context.key), context.state.adapters.texts
+    visible = context.state.catalogue.visible(context.key)
+    texts = context.state.adapters.texts
     names = [one.name for one in visible]
     if AUTO not in names and any(name in texts for name in names):
         visible.append(ServedModel(AUTO, None, context.state.catalogue.digest))

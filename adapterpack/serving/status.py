@@ -76,7 +76,9 @@ class ModelStatusList(FrozenStruct):
 
 async def status(context: RequestContext) -> Response:
     """``GET /v1/status``: returns the traffic of the key, or of all keys."""
-    state, key, tally = context.state, context.key, _tally(context)
+    state = context.state
+    key = context.key
+    tally = _tally(context)
     figures = {figure.name: figure.value() for figure in state.metrics.figures} if key.admin else UNSET
     return json_response(
         ServerStatus(

@@ -15,7 +15,9 @@ from ..bundle import MappedSite
 from . import blocks, prompt_kv, prompt_rows, routes
 from .precision import ABSENT, convert
 
-RANK, TURN, LABELS = "rank", "turn", "labels"
+RANK = "rank"
+TURN = "turn"
+LABELS = "labels"
 """The free axes of layers."""
 EXPERTS = "experts_"
 """The prefix of the fields of a stack of experts."""

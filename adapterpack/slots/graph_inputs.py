@@ -106,7 +106,8 @@ def on_modules(values: Tensors, modules: Collection[str], path: Path) -> Arrays:
     by_place: dict[Any, list[str]] = {}
     for module in sorted(modules):
         by_place.setdefault(_place(module), []).append(module)
-    moved, without = dict[str, np.ndarray](), list[str]()
+    moved = dict[str, np.ndarray]()
+    without = list[str]()
     for name, value in values.items():
         module, _, field = name.rpartition(".")
         near = [module] if module in modules else by_place.get(_place(module), [])
@@ -140,7 +141,8 @@ def _in_slot(value: np.ndarray, field: str, slot: GraphSlot, path: Path) -> np.n
     """Returns a value as a slot takes it, filled up with zeros to its rank."""
     axis = _RANK.get(field)
     if slot.turned:
-        value, axis = value.T, None if axis is None else 1 - axis
+        value = value.T
+        axis = None if axis is None else 1 - axis
     wanted = [have if want is None else want for have, want in zip(value.shape, slot.shape, strict=False)]
     room = [want - have for have, want in zip(value.shape, wanted, strict=True)]
     if len(slot.shape) != value.ndim or any(

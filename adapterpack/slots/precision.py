@@ -105,5 +105,6 @@ def balance(values: Tensors, down: str, up: str) -> Arrays:
             sizes = [float(np.abs(values[one]).max(initial=0.0)) for one in (name, other)]
             if all(sizes) and all(map(np.isfinite, sizes)):
                 factor = np.float32(2.0 ** round(float(np.log2(sizes[1] / sizes[0])) / 2))
-                result[name], result[other] = values[name] * factor, values[other] / factor
+                result[name] = values[name] * factor
+                result[other] = values[other] / factor
     return result

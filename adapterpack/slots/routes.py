@@ -101,11 +101,15 @@ def route_arrays(routes: tuple[Route, ...]) -> Arrays:
         )
     fields: Arrays = {}
     for number, route in enumerate(routes):
-        gate, count, bias = route.gate, len(route.widths), None
+        gate = route.gate
+        count = len(route.widths)
+        bias = None
         if isinstance(gate, Attention):
-            branch, weights = RouteBranch(number, "fuse"), gate.query
+            branch = RouteBranch(number, "fuse")
+            weights = gate.query
         elif isinstance(gate, SoftmaxGate):
-            branch, weights = RouteBranch(number, "abs" if gate.magnitude else "dot"), gate.keys
+            branch = RouteBranch(number, "abs" if gate.magnitude else "dot")
+            weights = gate.keys
             bias = gate.bias
         else:
             raise Unsupported(

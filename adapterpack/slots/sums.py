@@ -75,7 +75,8 @@ _STAGES: tuple[frozenset[str], ...] = tuple(
     map(frozenset, ({"pre"}, {"turn", "turn_down", "turn_up"}, {"scale"}, {"mix"}))
 )
 """Groups of factors that a site applies one after another. Changes add up only if all are in one group."""
-_AFTER, _ADDED = frozenset({"scale", "mix"}), frozenset({"down", "up", "delta"})
+_AFTER = frozenset({"scale", "mix"})
+_ADDED = frozenset({"down", "up", "delta"})
 """Fields that multiply the output of a layer, and fields that are added to the output before that."""
 
 

@@ -250,7 +250,10 @@ def _fields_at(adapter: Adapter, mapped: MappedSite | None, project: Project | N
     """Returns the fields of an adapter at its site. Those of a stack are those of each of its matrices,
     stacked; its factors change places where the graph's site says so.
     """
-    config, method, site, every = adapter.config, adapter.method, adapter.site, adapter.wide
+    config = adapter.config
+    method = adapter.method
+    site = adapter.site
+    every = adapter.wide
 
     def form_of(params: Tensors) -> Any:
         return method.normal_form(config, complete(method, config, params, site), site)
@@ -451,7 +454,9 @@ def _fill(slot: np.ndarray, value: np.ndarray, name: str) -> None:
     Raises:
         BaseMismatch, Unsupported: as of :func:`pad_slots`.
     """
-    found, room, free = value.shape, slot.shape, FIELDS[name.rpartition(".")[2]].free
+    found = value.shape
+    room = slot.shape
+    free = FIELDS[name.rpartition(".")[2]].free
     if len(found) != len(room) or any(
         a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis not in free
     ):

@@ -52,7 +52,8 @@ def first_tokens(config: Config, language: str | None, task: str = "transcribe")
         >>> first_tokens(known, None), first_tokens(known, "de")
         ([[4, 5], [7]], [[4], [7]])
     """
-    languages, tasks = languages_of(config), config.get("task_to_id")
+    languages = languages_of(config)
+    tasks = config.get("task_to_id")
     if not languages and language is None and task == "transcribe":
         return []
     tasks = tasks if isinstance(tasks, dict) else {}

@@ -16,7 +16,8 @@ BEST = 5
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """Prepares a text with a mask, and notes the mask's position."""
-    inputs, tokenizer = text_inputs(session, row), session.tokenizer
+    inputs = text_inputs(session, row)
+    tokenizer = session.tokenizer
     places = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
     if tokenizer.mask_id is None or not len(places):
         raise ConfigError(

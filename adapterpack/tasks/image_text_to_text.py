@@ -107,7 +107,8 @@ def _fill(
     media: Any, seen: Sequence[Sequence[tuple[str, int]]], number: int, conversation: Conversation
 ) -> Conversation:
     """Returns a conversation with the model's own texts in the places of its pictures."""
-    reader, rest = media.reader, iter(text for text, _ in seen[number])
+    reader = media.reader
+    rest = iter(text for text, _ in seen[number])
 
     def fill(text: str) -> str:
         if reader.mark not in text:
@@ -130,8 +131,11 @@ def _with_images(
     """Returns a row with as many image tokens as its pictures have features: those of each in the place of
     its mark, or all at the beginning.
     """
-    token, ids, labels = media.image_token, part["input_ids"], part["labels"]
-    wanted, rest = sum(length for _, length in seen), iter(length for _, length in seen)
+    token = media.image_token
+    ids = part["input_ids"]
+    labels = part["labels"]
+    wanted = sum(length for _, length in seen)
+    rest = iter(length for _, length in seen)
     if token not in ids:
         first = [token] * wanted
         if seen and not media.reader.plain:

@@ -58,8 +58,10 @@ def result(
     """
     if head.labels is None:
         return no_head("objects")
-    logits, boxes = outputs["logits"][0].astype(np.float64), outputs["pred_boxes"][0]
-    count, own = len(head.labels), int((logits[0] > _ABSENT).sum())
+    logits = outputs["logits"][0].astype(np.float64)
+    boxes = outputs["pred_boxes"][0]
+    count = len(head.labels)
+    own = int((logits[0] > _ABSENT).sum())
     if own > count:
         weights = np.exp(logits[:, :own] - logits[:, :own].max(-1, keepdims=True))
         chances = (weights / weights.sum(-1, keepdims=True))[:, :count]
@@ -124,7 +126,8 @@ def read_objects(row: Row, place: object) -> tuple[list[Any], list[list[float]]]
     Raises:
         ConfigError: they are not as many, or a box is none.
     """
-    names, boxes = categories(row["objects"]), (row["objects"] or {}).get("bbox") or []
+    names = categories(row["objects"])
+    boxes = (row["objects"] or {}).get("bbox") or []
     if len(names) != len(boxes) or not all(
         isinstance(box, list) and len(box) == 4 and box[2] > 0 and box[3] > 0 for box in boxes
     ):

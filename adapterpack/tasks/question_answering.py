@@ -45,7 +45,8 @@ def result(
 
 
 def _question(row: Row) -> tuple[str, str]:
-    question, context = row.get("question", row.get("prompt")), row.get("context")
+    question = row.get("question", row.get("prompt"))
+    context = row.get("context")
     if not isinstance(question, str) or not isinstance(context, str):
         raise ConfigError("a row of this task needs question and context", found=", ".join(map(str, row)))
     return question, context
@@ -86,7 +87,9 @@ def encode(
     Raises:
         ConfigError: other columns, an answer that is not in its context, or no row is left.
     """
-    encoded, left_out, report = [], 0, report_of(where)
+    encoded = []
+    left_out = 0
+    report = report_of(where)
     flat = is_flat(rows, report)
     for number, row in enumerate(rows):
         with report.row(number) as place:
@@ -184,7 +187,8 @@ def _place(context: str, text: str, start: int) -> tuple[int, int]:
 
 def _place_of_only(row: Row) -> tuple[int, int]:
     """Returns where the answer of a row without lists is in its context; ``(0, 0)`` if there is none."""
-    text, start = row["answer"], row.get("answer_start")
+    text = row["answer"]
+    start = row.get("answer_start")
     if text is None or text == "":
         return 0, 0
     count = row["context"].count(text_of(text))

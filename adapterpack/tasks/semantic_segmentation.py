@@ -67,7 +67,8 @@ def _likeliest(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns the number of the likeliest label of each pixel. One label is resized at a time, since a large
     picture has room for a few maps.
     """
-    best, found = resize(logits[0], size, linear), np.zeros(size, np.int64)
+    best = resize(logits[0], size, linear)
+    found = np.zeros(size, np.int64)
     for number, one in enumerate(logits[1:], 1):
         scores = resize(one, size, linear)
         found[higher := scores > best] = number

@@ -43,10 +43,12 @@ def sound_of(model: Any) -> Sound | None:
     position, and where convolutions over positions follow each other (``conv_pos_kernel_size``) it changes
     those near it. Such a model is never given a mask: its rows are of one length.
     """
-    name, whole = getattr(model, "main_input_name", None), getattr(model, "config", None)
+    name = getattr(model, "main_input_name", None)
+    whole = getattr(model, "config", None)
     config = getattr(whole, "encoder_config", whole)
     bands = getattr(config, "num_mel_bins", None) or getattr(config, "feature_projection_input_dim", None)
-    strides, positions = getattr(config, "conv_stride", None), getattr(config, "max_source_positions", None)
+    strides = getattr(config, "conv_stride", None)
+    positions = getattr(config, "max_source_positions", None)
     frames = getattr(config, "max_length", None)
     if name not in SOUNDS:
         return None

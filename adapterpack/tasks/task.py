@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownName, Unsupported, nearest
+from ..errors import Unsupported, require_among
 from ..io import Config
 from ..registry import Registry
 from .data import LABEL_COLUMNS, Encoded, Result, Row
@@ -295,8 +295,7 @@ def get_task(name: str) -> Task:
     task = TASKS.find(name)
     if task is None:
         aliases = {alias: task for task in TASKS.values() for alias in task.aliases}
-        if name not in aliases:
-            raise UnknownName("unknown task", found=repr(name), remedy=nearest(name, [*TASKS, *aliases]))
+        require_among("unknown task", name, [*TASKS, *aliases])
         task = aliases[name]
     return task
 

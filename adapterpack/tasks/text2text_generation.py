@@ -32,10 +32,8 @@ def encode(
             source = "\n".join(text_of(message["content"]) for message in before)
         if not source:
             raise ConfigError("a row has nothing to read before its answer", where=place)
-        ids, wanted = (
-            tokenizer(source)["input_ids"],
-            target_ids(tokenizer, last["content"], max_length + 1, place),
-        )
+        ids = tokenizer(source)["input_ids"]
+        wanted = target_ids(tokenizer, last["content"], max_length + 1, place)
         report.cut += max(len(ids), len(wanted)) > max_length
         return {"input_ids": ids[:max_length], "labels": wanted[:max_length]}
 

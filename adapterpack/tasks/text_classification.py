@@ -61,7 +61,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     report = report_of(where)
 
     def encode_row(row: Row, place: object) -> Encoded:
-        target, texts = labels.target(row[label], place), texts_of(row, columns, place)
+        target = labels.target(row[label], place)
+        texts = texts_of(row, columns, place)
         tokens = report.tokenize(tokenizer, max_length, *texts)
         return {"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)}
 

@@ -41,7 +41,9 @@ def result(
     """
     if head.labels is None:
         return no_head("label")
-    text, tokens, words = row.notes, [], dict[int, list[dict[str, Any]]]()
+    text = row.notes
+    tokens = []
+    words = dict[int, list[dict[str, Any]]]()
     if text is None:
         found = [score_labels(logits, head.labels) for logits in outputs["logits"][0, : row.tokens]]
         return {"tokens": [{"label": one["label"], "score": one["scores"][one["label"]]} for one in found]}
@@ -76,7 +78,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     def encode_row(row: Row, place: object) -> Encoded:
         words, wanted = words_and_labels(row, column, place)
         tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-        targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
+        targets = [labels.target(label, place) for label in wanted]
+        of_words = tokens.word_ids()
         # Only the first token of a word carries its label, so that long words do not weigh more in the
         # loss.
         first_place = {word: at for at, word in reversed([*enumerate(of_words)])}
@@ -129,24 +132,32 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
         [('LOC', 3, 3), ('LOC', 4, 4), ('PER', 0, 1)]
     """
-    found, start, before = set(), 0, (OUTSIDE, "")
+    found = set()
+    start = 0
+    before = (OUTSIDE, "")
     for at, tag in enumerate([*tags, OUTSIDE]):
         marked = tag[0] in _MARKS and tag[1:2] in ("", "-")
         now = (tag, "") if tag == OUTSIDE else (tag[0], tag[2:]) if marked else ("I", tag)
         begins = now[0] != OUTSIDE and (now[0] in "BSU" or before[0] in "OESLU" or now[1] != before[1])
         if before[0] != OUTSIDE and (begins or now[0] == OUTSIDE):
             found.add((before[1], start, at - 1))
-        start, before = at if begins else start, now
+        start = at if begins else start
+        before = now
     return found
 
 
 def metrics(outputs: Any, targets: Any, names: Sequence[str]) -> dict[str, float]:
     """Returns F1 of the entities, and the share of words with the right label."""
-    learned, best = targets != IGNORED, np.argmax(outputs, -1)
-    right, wanted, given = 0, 0, 0
+    learned = targets != IGNORED
+    best = np.argmax(outputs, -1)
+    right = 0
+    wanted = 0
+    given = 0
     for row, own in enumerate(learned):
         one, two = (entities([names[at] for at in side[row][own]]) for side in (best, targets))
-        right, wanted, given = right + len(one & two), wanted + len(two), given + len(one)
+        right += len(one & two)
+        wanted += len(two)
+        given += len(one)
     accuracy = float((best == targets)[learned].mean())
     return {"accuracy": accuracy, "f1": 2 * right / (wanted + given) if wanted + given else 1.0}
 

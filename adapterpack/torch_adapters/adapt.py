@@ -250,7 +250,8 @@ def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Tensors:
     """Returns the initial values of the parameters that all sites of a plan share; empty if the method has
     none.
     """
-    shared, sites = plan.method.storage.shared, list(plan.configs)
+    shared = plan.method.storage.shared
+    sites = list(plan.configs)
     if shared is None:
         return {}
     if shared.reads_weights:
@@ -321,7 +322,8 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
     require_sites(pack, sites, type(model).__name__)
     verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
-        shared, groups = pack.shared(), {group.path: group for group in pack.groups}
+        shared = pack.shared()
+        groups = {group.path: group for group in pack.groups}
         work.share(pack.method, shared)
         for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
             secondary = adapter.method.name != pack.method.name

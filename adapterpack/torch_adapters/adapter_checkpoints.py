@@ -96,12 +96,11 @@ def follow(model: nn.Module) -> None:
     """
     if not hasattr(type(model), "save_pretrained"):
         return
-    adapted: Any = model
     if adapter_names(model):
-        adapted.save_pretrained = partial(_save_pretrained, model)
+        model.save_pretrained = partial(_save_pretrained, model)
         # Trainers refuse to train a quantized model without adapters, and recognise only PEFT's by this flag.
         if getattr(model, "is_quantized", False):
-            adapted._hf_peft_config_loaded = True
+            model._hf_peft_config_loaded = True
     else:
         for name in ("save_pretrained", "_hf_peft_config_loaded"):
             model.__dict__.pop(name, None)

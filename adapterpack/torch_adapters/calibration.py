@@ -59,7 +59,8 @@ def measure(
                 remedy="choose an initialisation that looks at no sample data, or other targets",
             )
     sums = {site.path: _Sums(wanted) for site in sites}
-    device, batches = device_of(model), 0
+    device = device_of(model)
+    batches = 0
     with evaluation_mode(model), ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):
         for path, site_sums in sums.items():
             layer = module_at(model, path)

@@ -39,11 +39,13 @@ def stored_names(model: nn.Module, stored: Mapping[str, TensorInfo]) -> dict[str
     """
     if not isinstance(model, PreTrainedModel):
         return {}
-    steps, (_, converters) = _steps(model), _transforms(model) or ([], [])
+    steps = _steps(model)
+    (_, converters) = _transforms(model) or ([], [])
     parameters = {
         f"{path}.{leaf}".lstrip(".") for path, module in base_modules(model) for leaf in module._parameters
     }
-    prefix, stored_by_name = f"{model.base_model_prefix}.", {}
+    prefix = f"{model.base_model_prefix}."
+    stored_by_name = {}
     for name, info in stored.items():
         name_in_model = in_memory(name, steps)
         for converted, rows in _converted(model, converters, name_in_model, info):
@@ -85,7 +87,8 @@ def _converted(
                     config=model.config,
                 )
             for pattern, found in numbers.items():
-                start, stop = int(found.flatten()[0]), int(found.flatten()[-1]) + 1
+                start = int(found.flatten()[0])
+                stop = int(found.flatten()[-1]) + 1
                 if torch.equal(found, _row_numbers(start, stop, few)):
                     yield target.replace(first, pattern), (start, stop)
         return

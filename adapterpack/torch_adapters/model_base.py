@@ -55,7 +55,8 @@ def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
     ``error`` is the largest difference between the model's logits and those in the pack's canary, or None if
     the canary was not replayed.
     """
-    trained, here = pack.manifest.base_quantization, quantization_of(model)
+    trained = pack.manifest.base_quantization
+    here = quantization_of(model)
     if _same(trained, here):
         return None
     recorded = pack.manifest.canary
@@ -165,7 +166,8 @@ def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
     """Computes the fingerprint of a model without a checkpoint as that of the checkpoint that saving it would
     write; tied weights count once.
     """
-    tensors, taken = [], set()
+    tensors = []
+    taken = set()
     for path, module in base_modules(model):
         passing = module._non_persistent_buffers_set
         values_by_leaf = [

@@ -80,7 +80,8 @@ def save(
         )
     chosen = adapter or names[0]
     parts = parts_of(model, chosen)
-    task, checkpoint = _task(model), checkpoint_of(model, base)
+    task = _task(model)
+    checkpoint = checkpoint_of(model, base)
     # A head from a pack brings its labels along; a head that :func:`adapt` added has those in the model's
     # config.
     head = labels_of(model, chosen) or _own_labels(model, task, bool(parts.full))
@@ -232,7 +233,8 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     for module in adapted:
         held = module._held[name]
         methods[held.method.name] = held.method
-        part, to_stored = (held.config, module._params(name)), held.method.storage.to_stored
+        part = (held.config, module._params(name))
+        to_stored = held.method.storage.to_stored
         sites_by_method.setdefault(held.method.name, {})[module._site] = (
             part if to_stored is None else to_stored(*part, module._site)
         )

@@ -104,7 +104,8 @@ def _find(
     if silent and not _are_silent(model, silent, example, outputs):
         # The model uses an operation without a gradient, so the graph proves nothing.
         silent = set()
-    experts, whole = experts_in(model), reads_text_alone(model)
+    experts = experts_in(model)
+    whole = reads_text_alone(model)
     return [
         path
         for path, module in modules.items()
@@ -158,7 +159,8 @@ def _layer_of(model: nn.Module, path: str) -> nn.Module | None:
 
 def _sample(model: nn.Module, samples: Sequence[Row]) -> Row | None:
     """Returns the first of the samples on the model's device, or None."""
-    device, first = device_of(model), next(iter(samples), None)
+    device = device_of(model)
+    first = next(iter(samples), None)
     return first and {
         key: value.to(device) if hasattr(value, "to") else value for key, value in first.items()
     }
@@ -204,7 +206,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
     """Returns the leaf tensors in the autograd graph of these outputs."""
-    nodes: list[Any] = [value.grad_fn for value in outputs]
+    nodes = [value.grad_fn for value in outputs]
     seen: set[Any] = {None}
     while nodes:
         if (node := nodes.pop()) not in seen:
@@ -224,7 +226,9 @@ class Watch(Observer):
     def __init__(
         self, model: nn.Module, adapter: str, paths: Sequence[str], names: Mapping[str, Sequence[str]]
     ) -> None:
-        self.adapter, self.names, self.ran = adapter, names, False
+        self.adapter = adapter
+        self.names = names
+        self.ran = False
         owners = {path: path.rpartition(".")[0] for path in paths if _owner(model, path) is not None}
         experts = experts_in(model)
         self._owners = {path: owner for path, owner in owners.items() if not path.startswith(experts)}

@@ -105,7 +105,8 @@ class Work:
         A layer is taken as a kind whose weight can hold the change, unless a pack says otherwise by
         ``site_kind``.
         """
-        kind, wanted = KINDS[method.kind], (site_kind,) if unfoldable(site_kind) else ()
+        kind = KINDS[method.kind]
+        wanted = (site_kind,) if unfoldable(site_kind) else ()
         traits = dataclasses.replace(
             method.traits, layers=wanted or tuple(one for one in method.traits.layers if not unfoldable(one))
         )
@@ -228,7 +229,8 @@ def _is_tied(module: nn.Module, table: nn.Module) -> bool:
     """Whether two modules share one weight. Offloading by accelerate gives each its own copy, so there the
     values are compared.
     """
-    weight, table_weight = getattr(module, "weight", None), table.weight
+    weight = getattr(module, "weight", None)
+    table_weight = table.weight
     if (
         weight is None
         or weight is table_weight

@@ -164,7 +164,8 @@ def _memory(
         # the activations of a quantized layer are 16-bit
         else max((value.element_size() if value.is_floating_point() else 2 for value in owned), default=4),
     )
-    width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
+    width = getattr(text, "hidden_size", 0) or 0
+    layers = getattr(text, "num_hidden_layers", 0) or 0
     # With gradient checkpointing, one layer at a time has its activations; the others keep only their input.
     kept = 1 if config.gradient_checkpointing else layers
     activations = _ACTIVATIONS * wide // 2 * tokens * width * kept + wide * tokens * width * (layers - kept)
@@ -206,7 +207,8 @@ def _decode(row: Row, reader: Any) -> list[dict[str, Any]]:
     comes last.
     """
     decode = (reader.tokenizer if isinstance(reader, Media) else reader).decode
-    ids, labels = row["input_ids"], row.get("labels")
+    ids = row["input_ids"]
+    labels = row.get("labels")
     if isinstance(labels, list) and len(labels) == len(ids):
         parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED)
         return [

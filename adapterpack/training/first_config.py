@@ -97,7 +97,7 @@ def init(
     found = _read(folder, config, source)
     text = config.get_text_config().to_dict()
     name = Path(source.path).name.partition(".")[0]
-    settings: dict[str, Any] = {
+    settings = {
         "model_name_or_path": os.fspath(base),
         "task": found.task.name,
         "trainer": found.kind.name,
@@ -194,8 +194,10 @@ def _read(folder: Path, config: Any, source: Source) -> _Reading:
     Raises:
         ConfigError: there is none.
     """
-    rows, load = load_rows(source), cache(load_tokenizer)
-    readings, problems = [], dict[str, str]()
+    rows = load_rows(source)
+    load = cache(load_tokenizer)
+    readings = []
+    problems = dict[str, str]()
     for kind, task in _trainable(config, folder):
         report = DataReport(source.path)
         try:
@@ -246,7 +248,8 @@ def _try(
     Raises:
         AdapterpackError: they cannot be read so.
     """
-    kind, task = TRAINERS[config.trainer], get_task(config.task)
+    kind = TRAINERS[config.trainer]
+    task = get_task(config.task)
     some = rows.select(range(min(len(rows), _LOOKED_AT)))
     if kind.rows is not None:
         reader_of(task, config, folder, load)

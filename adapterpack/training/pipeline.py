@@ -160,7 +160,8 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
     Raises:
         ConfigError, Unsupported: it cannot.
     """
-    kind, task = TRAINERS[config.trainer], get_task(config.task)
+    kind = TRAINERS[config.trainer]
+    task = get_task(config.task)
     require_task(kind, task)
     require_rewards(kind, rewards)
     if not kind.rows:
@@ -187,7 +188,8 @@ def _train_several(
     Each adapter has its own model, whose modules hold the same base parameters as the others', and its own
     optimizer, data and random numbers, so the result is bit for bit that of training it alone.
     """
-    bases, done = SharedBases() if len(configs) > 1 else None, list[TrainedAdapter]()
+    bases = SharedBases() if len(configs) > 1 else None
+    done = list[TrainedAdapter]()
     try:
         for config in configs:
             done.append(train_adapter(config, progress, rewards, bases))

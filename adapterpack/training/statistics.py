@@ -87,7 +87,8 @@ def measure(
             found=rows,
             remedy="give more rows",
         )
-    chosen, folder = as_pack(pack), folder_of(base)
+    chosen = as_pack(pack)
+    folder = folder_of(base)
     task = task_for(chosen, folder)
     tokenizer = load_tokenizer(folder)
     if kind == "texts":
@@ -116,7 +117,8 @@ def measure(
     if getattr(model.config, "pad_token_id", padding) is None:
         model.config.pad_token_id = padding
     # The empirical Fisher information needs the gradient of each row, so its batches have a single row.
-    collator, size = data.Collator(padding or 0), 1 if kind == "fisher" else _BATCH
+    collator = data.Collator(padding or 0)
+    size = 1 if kind == "fisher" else _BATCH
 
     def batches() -> Any:
         for start in range(0, len(encoded), size):

@@ -11,7 +11,10 @@ from ..base import Checkpoint
 from ..readable import things
 from ..runtime import context_length
 
-_RATE, _WIDTH, _FALL, _HIGHEST = 5e-4, 2000, 0.78, 1e-3
+_RATE = 5e-4
+_WIDTH = 2000
+_FALL = 0.78
+_HIGHEST = 1e-3
 """The learning rate of a LoRA of a model of that width, and how fast it falls with the width (Schulman et al.
 2025, "LoRA Without Regret", https://thinkingmachines.ai/blog/lora/, fitted on language models). Of models
 narrower than theirs the last is the highest that is safe: MiniLM learns best with it, and not at all with

@@ -396,7 +396,8 @@ def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) 
         bias = None if bias is None else bias * scale
     if form.post is not None:
         # `apply` acts on the last axis, and `post` mixes outputs, which are the rows of the weight.
-        folded, bias = form.post.apply(folded.T).T, None if bias is None else form.post.apply(bias)
+        folded = form.post.apply(folded.T).T
+        bias = None if bias is None else form.post.apply(bias)
     if form.shift is not None:
         shift = _block(form.shift, rows)
         bias = shift if bias is None else bias + shift

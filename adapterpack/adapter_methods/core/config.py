@@ -151,7 +151,8 @@ class SiteConfig:
         """
         here: dict[str, Any] = {}
         for pattern in fields(self):
-            name, values = pattern.metadata.get("of"), getattr(self, pattern.name)
+            name = pattern.metadata.get("of")
+            values = getattr(self, pattern.name)
             if name is not None and values:
                 here |= {name: by_suffix(values, path, getattr(self, name)), pattern.name: {}}
         return replace(self, **here) if here else self

@@ -149,7 +149,8 @@ def to_matrix(kind: str, stored: Array) -> Array:
         >>> to_matrix("transposed", np.zeros((3, 5))).shape
         (5, 3)
     """
-    layout, xp = layout_of(kind), array_namespace(stored)
+    layout = layout_of(kind)
+    xp = array_namespace(stored)
     if layout.turned:
         return xp.matrix_transpose(stored)
     return stored if layout.stacked or len(stored.shape) == 2 else xp.reshape(stored, (stored.shape[0], -1))

@@ -365,7 +365,8 @@ class BlockSums(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         """``x M^T``."""
-        xp, lead = array_namespace(x), x.shape[:-1]
+        xp = array_namespace(x)
+        lead = x.shape[:-1]
         times, rest = divmod(self.width, self.length)
         whole = xp.sum(xp.reshape(x[..., : times * self.length], (*lead, times, self.length)), axis=-2)
         if not rest:
@@ -402,10 +403,8 @@ def columns(operator: Operator, ids: Array) -> Array:
     if isinstance(operator, Kronecker):
         # Column b d' + d is the product of column b of `left` and column d of `right`, which has d' columns.
         narrow = operator.right.shape[1]
-        left, right = (
-            columns(Dense(operator.left), ids // narrow),
-            columns(Dense(operator.right), ids % narrow),
-        )
+        left = columns(Dense(operator.left), ids // narrow)
+        right = columns(Dense(operator.right), ids % narrow)
         product = left[..., :, None] * right[..., None, :]
         return array_namespace(left).reshape(product, (*ids.shape, left.shape[-1] * right.shape[-1]))
     if not isinstance(operator, Dense):

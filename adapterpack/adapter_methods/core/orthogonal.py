@@ -32,7 +32,8 @@ def triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
         >>> triangle(2)
         (array([0, 0, 0, 0]), array([ 0.,  1., -1.,  0.], dtype=float32))
     """
-    index, sign = np.zeros((size, size), np.int64), np.zeros((size, size), np.float32)
+    index = np.zeros((size, size), np.int64)
+    sign = np.zeros((size, size), np.float32)
     rows, columns = np.triu_indices(size, 1)
     index[rows, columns] = index[columns, rows] = np.arange(len(rows))
     sign[rows, columns], sign[columns, rows] = 1, -1
@@ -85,7 +86,8 @@ def linear(function: Callable[..., Array], *matrices: Array) -> Array:
     """Returns ``function(*matrices)``, computed in float32 if the dtype is smaller, because linear algebra
     libraries do not support half precision.
     """
-    xp, dtype = array_namespace(*matrices), matrices[0].dtype
+    xp = array_namespace(*matrices)
+    dtype = matrices[0].dtype
     if dtype in (xp.float32, xp.float64):
         return function(*matrices)
     return xp.astype(function(*(xp.astype(matrix, xp.float32) for matrix in matrices)), dtype)

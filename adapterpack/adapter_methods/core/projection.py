@@ -38,7 +38,8 @@ def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """Returns the configs with the largest widths filled in, except widths they already have and widths that
     some site does not know.
     """
-    wide, tall = [site.in_features for site in sites], [site.out_features for site in sites]
+    wide = [site.in_features for site in sites]
+    tall = [site.out_features for site in sites]
     width, height = (max(sizes) if all(sizes) else None for sizes in (wide, tall))
     return [replace(cfg, width=cfg.width or width, height=cfg.height or height) for cfg in configs]
 

@@ -59,7 +59,8 @@ def softmax(scores: Array) -> Array:
 
 def keep_largest(scores: Array, top_k: int, other: float) -> Array:
     """Returns scores ``[..., experts]`` with ``other`` in place of all but the ``top_k`` largest."""
-    xp, experts = array_namespace(scores), scores.shape[-1]
+    xp = array_namespace(scores)
+    experts = scores.shape[-1]
     if top_k >= experts:
         return scores
     # A threshold instead of indices keeps every score that ties with the k-th, in any array library.
@@ -112,7 +113,9 @@ class Attention(NamedTuple):
     def weights(self, x: Array) -> Array:
         """The weights of the experts at ``x``."""
         xp = array_namespace(x)
-        products, parts, start = (x @ self.query.T) * (x @ self.down.T), [], 0
+        products = (x @ self.query.T) * (x @ self.down.T)
+        parts = []
+        start = 0
         for width in self.widths:
             parts.append(xp.sum(products[..., start : start + width], axis=-1, keepdims=True))
             start += width
@@ -178,7 +181,8 @@ class Fixed(NamedTuple):
                 found=len(x),
                 remedy="give a batch of that size, or use a bank, where every row names its adapter",
             )
-        xp, mask = array_namespace(x), mask_of(self.masks, tuple(x.shape[:-1]), "split")
+        xp = array_namespace(x)
+        mask = mask_of(self.masks, tuple(x.shape[:-1]), "split")
         if mask is not None:
             places = xp.cumulative_sum(xp.astype(mask, xp.int64), axis=1) - 1
         elif self.by_row:

@@ -41,7 +41,8 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: Tensors, where: o
         FormatError: a shape is wrong (the error names the site, the parameter and both shapes), or the values
             do not fit the site.
     """
-    widths, here = (site.in_features, site.out_features), f"{where}, {site.path}"
+    widths = (site.in_features, site.out_features)
+    here = f"{where}, {site.path}"
     stack = (site.stack,) if is_stacked(site.kind) else ()
     if method.peft is not None and not stack and not all(widths) and params:
         stored_widths = features(method.peft, site.kind, params, here)

@@ -39,7 +39,8 @@ class Sparse(NamedTuple):
         original.
         """
         xp = array_namespace(weight)
-        result, wide = xp.asarray(weight, copy=True), xp.astype(self.at, xp.int64, copy=False)
+        result = xp.asarray(weight, copy=True)
+        wide = xp.astype(self.at, xp.int64, copy=False)
         at = wide[0], wide[1]
         result[at] = result[at] + self.values
         return result

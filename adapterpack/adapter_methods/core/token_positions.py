@@ -66,7 +66,8 @@ class Invoked(NamedTuple):
 
     def mask(self, ids: Array, real: Array, prompt: Array, before: Array | None) -> Array:
         """Returns where the adapter acts, ``[batch, length]`` bool."""
-        xp, length = array_namespace(ids), ids.shape[1]
+        xp = array_namespace(ids)
+        length = ids.shape[1]
         starts = length - len(self.tokens) + 1
         invoked = xp.zeros(ids.shape[:1], dtype=xp.bool, device=ids.device) if before is None else before
         if starts < 1:

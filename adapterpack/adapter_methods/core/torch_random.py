@@ -108,7 +108,8 @@ class TorchGenerator:
     def _scalar_normals(self, count: int) -> np.ndarray:
         pairs = self._raw(4 * -(-count // 2)).reshape(-1, 2, 2) @ np.array([1 << 32, 1], np.uint64)
         first, second = ((pairs & ((1 << 53) - 1)) * 2.0**-53).T
-        radius, angle = np.sqrt(-2 * np.log1p(-second)), 2 * math.pi * first
+        radius = np.sqrt(-2 * np.log1p(-second))
+        angle = 2 * math.pi * first
         return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:count]
 
     def _raw(self, count: int) -> np.ndarray:
@@ -139,12 +140,21 @@ def svd_lowrank(
     start = TorchGenerator(seed).normal((min(matrix.shape), rank), 1.0).astype(dtype)
     turned = matrix.shape[0] < matrix.shape[1]
     tall = (matrix.T if turned else matrix).astype(dtype)
-    Q = np.linalg.qr(tall @ start)[0]
-    for _ in range(niter):
-        Q = np.linalg.qr(tall @ np.linalg.qr(tall.T @ Q)[0])[0]
-    inner, S, right = np.linalg.svd(Q.T @ tall, full_matrices=False)
-    U, V = Q @ inner, right.T
-    return (V, S, U) if turned else (U, S, V)
+    U, S, right = svd_in_range(tall, start, niter)
+    return (right.T, S, U) if turned else (U, S, right.T)
+
+
+def svd_in_range(
+    matrix: np.ndarray, start: np.ndarray, iterations: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns ``U``, ``S`` and ``V^T`` of a matrix ``[m, n]`` in the range that power iterations find from
+    ``start`` ``[n, k]``.
+    """
+    Q = np.linalg.qr(matrix @ start)[0]
+    for _ in range(iterations):
+        Q = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ Q)[0])[0]
+    inner, S, right = np.linalg.svd(Q.T @ matrix, full_matrices=False)
+    return Q @ inner, S, right
 
 
 def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -159,5 +169,6 @@ def _box_muller(uniform: np.ndarray) -> np.ndarray:
     radii, the others the angles.
     """
     first, second = np.moveaxis(uniform.reshape(-1, 2, 8), 1, 0)
-    radius, angle = np.sqrt(-2 * np.log(1 - first)), 2 * math.pi * second
+    radius = np.sqrt(-2 * np.log(1 - first))
+    angle = 2 * math.pi * second
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

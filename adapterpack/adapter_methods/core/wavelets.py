@@ -44,7 +44,8 @@ def _filters(order: int, outside: Sequence[int] = ()) -> tuple[tuple[float, ...]
     ``outside``.
     """
     y = np.roots([comb(order - 1 + k, k) for k in range(order)][::-1]).astype(complex)
-    middle, spread = 1 - 2 * y, np.sqrt((1 - 2 * y) ** 2 - 1)
+    middle = 1 - 2 * y
+    spread = np.sqrt((1 - 2 * y) ** 2 - 1)
     roots = np.where(np.abs(middle + spread) < 1, middle + spread, middle - spread)
     upper = sorted((root for root in roots if root.imag > -_EQUAL), key=np.angle)
     for root in [upper[number] for number in outside]:

@@ -42,7 +42,8 @@ def attend(form: AttentionForm, queries: Array, keys: Array, values: Array, scal
         array([[[1.5, 1. ]]])
     """
     xp = array_namespace(queries, keys)
-    heads, shared = queries.shape[1], queries.shape[1] // keys.shape[0]
+    heads = queries.shape[1]
+    shared = queries.shape[1] // keys.shape[0]
     keys, values = (xp.repeat(heads, shared, axis=0) for heads in (keys, values))
     scores = scale * xp.matmul(queries, xp.permute_dims(keys, (0, 2, 1)))
     added = form.gate[:, None, None] * xp.matmul(softmax(scores), values)

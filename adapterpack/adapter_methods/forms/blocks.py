@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from .. import (
     FOR_TRAINING,
     Array,
     FiniteFloat,
-    Method,
     Operator,
-    Params,
     Site,
     SiteConfig,
     Traits,
@@ -94,19 +92,6 @@ def evaluate_block(
     added = form.up.apply(inner)
     added = added if form.up_bias is None else added + form.up_bias
     return h + (added if drop is None else drop(added))
-
-
-def run_block(
-    method: Method,
-    cfg: Any,
-    params: Params,
-    site: Site,
-    h: Array,
-    x: Array | None,
-    drop: Callable[[Array], Array] | None = None,
-) -> Array:
-    """Returns the adapted output of a block that computed ``h`` ``[..., width]`` from the input ``x``."""
-    return evaluate_block(method.normal_form(cfg, params, site), h, x, drop)
 
 
 def relu(x: Array) -> Array:

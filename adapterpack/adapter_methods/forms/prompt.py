@@ -251,7 +251,8 @@ def peft_form(
 
     def written(sites: SiteConfigs) -> PeftConfig:
         cfg = next(iter(sites.values()))
-        heads, head_dim = getattr(cfg, "num_heads", 0), getattr(cfg, "head_dim", 0)
+        heads = getattr(cfg, "num_heads", 0)
+        head_dim = getattr(cfg, "head_dim", 0)
         return {
             "num_virtual_tokens": cfg.num_virtual_tokens,
             "num_layers": getattr(cfg, "num_layers", 0) or None,

@@ -23,7 +23,9 @@ def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Fa
     damped = moment + 0.01 * np.trace(moment) / len(moment) * np.eye(len(moment))
     u, s, vt = np.linalg.svd(np.asarray(site.weight, np.float64) @ damped, full_matrices=False)
     chosen = slice(0, r) if options["mode"] == "ipm" else slice(max(0, len(s) - r), len(s))
-    u, s, vt = u[:, chosen], s[chosen], vt[chosen]
+    u = u[:, chosen]
+    s = s[chosen]
+    vt = vt[chosen]
     return pad(split(u, s, np.linalg.solve(damped, vt.T).T, scale), r)
 
 

@@ -18,7 +18,8 @@ def _make(r: int, scale: float, site: Site, options: Options, rng: Random) -> Fa
     u, _, vt = top(np.asarray(site.calibration.gradient), 2 * r, options["iterations"], rng)
     half = min(r, len(vt) // 2) or 1  # a narrow layer has fewer than 2 r directions
     k = site.out_features**0.25 / np.sqrt(options["gamma"])
-    A, B = vt[-half:] if len(vt) < 2 * r else vt[r : 2 * r], u[:, :half]
+    A = vt[-half:] if len(vt) < 2 * r else vt[r : 2 * r]
+    B = u[:, :half]
     return pad(((k * A).astype(np.float32), (k * B).astype(np.float32)), r)
 
 

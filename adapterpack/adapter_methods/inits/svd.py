@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..core.site import Random
+from ..core.torch_random import svd_in_range
 
 
 def top(
@@ -26,8 +27,5 @@ def top(
     if iterations == 0 or 2 * k >= min(wide.shape):
         u, s, vt = np.linalg.svd(wide, full_matrices=False)
         return u[:, :k], s[:k], vt[:k]
-    basis = np.linalg.qr(wide @ rng.normal(size=(wide.shape[1], 2 * k)))[0]
-    for _ in range(iterations):
-        basis = np.linalg.qr(wide @ np.linalg.qr(wide.T @ basis)[0])[0]
-    inner, s, vt = np.linalg.svd(basis.T @ wide, full_matrices=False)
-    return (basis @ inner)[:, :k], s[:k], vt[:k]
+    u, s, vt = svd_in_range(wide, rng.normal(size=(wide.shape[1], 2 * k)), iterations)
+    return u[:, :k], s[:k], vt[:k]

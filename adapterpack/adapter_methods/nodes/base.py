@@ -194,7 +194,8 @@ def as_form(part: NodePart | None) -> NormalForm:
     up = None if part.up is None else Dense(part.up)
     if part.delta is not None:
         whole = part.delta if down is None or up is None else part.delta + up.matrix @ down.matrix
-        down, up = Dense(whole), None
+        down = Dense(whole)
+        up = None
     return NormalForm(down=down, up=up, shift=part.shift, routes=part.routes)
 
 

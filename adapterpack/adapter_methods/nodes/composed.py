@@ -92,7 +92,8 @@ class Composed(SiteConfig):
         """The parameters that are not trained: under a router all parameters of the members, otherwise those
         that the members themselves freeze.
         """
-        routed, site = bool(_routers(self.spots)), Site("", _WIDE, _WIDE)
+        routed = bool(_routers(self.spots))
+        site = Site("", _WIDE, _WIDE)
         kept: set[str] = set()
         for spot in self.spots:
             if spot.kind.tensors is not None and not spot.kind.trained:
@@ -312,7 +313,8 @@ def _forward(cfg: Composed, params: Params, site: Site, base: Forward, x: Array,
         if isinstance(tree, Spot):
             assert tree.kind.evaluate is not None  # _require_members saw to it
             return partial(tree.kind.evaluate, tree.settings, [transform(child) for child in tree.children])
-        name, member_params = tree.member, _params_of(params, f"{tree.member}/")
+        name = tree.member
+        member_params = _params_of(params, f"{tree.member}/")
         return lambda before: (
             lambda value: run(cfg.methods[name], cfg.configs[name], member_params, site, before, value, drop)
         )
@@ -329,7 +331,8 @@ def _fold(
         if isinstance(tree, Spot):
             assert tree.kind.fold is not None
             return partial(tree.kind.fold, tree.settings, [folding(child) for child in tree.children])
-        name, member_params = tree.member, _params_of(params, f"{tree.member}/")
+        name = tree.member
+        member_params = _params_of(params, f"{tree.member}/")
         return lambda start: fold(cfg.methods[name], cfg.configs[name], member_params, site, *start, rows)
 
     return folding(cfg.tree)((weight, bias))

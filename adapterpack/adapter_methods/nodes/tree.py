@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import FormatError, excerpt, nearest
+from ...errors import FormatError, excerpt, nearest, require_among
 from ..core.config import from_json
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES
@@ -95,14 +95,9 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
     """
     names = [field.name for field in dataclasses.fields(kind.settings)]
     for name in settings:
-        if name not in names:
-            raise FormatError(
-                f"a node of kind {kind.name} has no such setting",
-                where=where,
-                found=excerpt(name),
-                expected=", ".join(names),
-                remedy=nearest(name, names),
-            )
+        what = f"a node of kind {kind.name} has no such setting"
+        known = ", ".join(names)
+        require_among(what, name, names, FormatError, where, found=excerpt(name), expected=known)
     try:
         made = from_json(kind.settings, settings)
         made.check(len(children))

@@ -28,8 +28,11 @@ def attention_parameters(content: PeftContent) -> PeftContent:
     if not owners:
         return content
     times = 2 if _counted_twice(content.written.get("peft_version")) else 1
-    cfg, sites = content.config, dict(content.sites)
-    ranks, alphas, kinds = dict(cfg.rank_pattern), dict(cfg.alpha_pattern), dict(content.kinds)
+    cfg = content.config
+    sites = dict(content.sites)
+    ranks = dict(cfg.rank_pattern)
+    alphas = dict(cfg.alpha_pattern)
+    kinds = dict(content.kinds)
     for owner in owners:
         here = cfg.at(owner)
         for path, old, factor in (

@@ -163,7 +163,8 @@ def _taken_back(start: Callable[..., Factors], divided: bool) -> Completed:
         B0, A0 = start(np.asarray(site.weight, np.float32), len(A), site, factorise)
         root = math.sqrt(cfg.scale) if divided else 1.0
         lacking = len(A) - len(A0)
-        A0, B0 = np.pad(A0 / root, ((0, lacking), (0, 0))), np.pad(B0 / root, ((0, 0), (0, lacking)))
+        A0 = np.pad(A0 / root, ((0, lacking), (0, 0)))
+        B0 = np.pad(B0 / root, ((0, 0), (0, lacking)))
         # The scale is alpha / r, so alpha grows with the rank to keep it.
         r = 2 * len(A)
         factors = {

@@ -80,7 +80,9 @@ class PeftKeys(NamedTuple):
 
     def to_config(self, sites: SiteConfigs) -> PeftConfig:
         """Converts site path -> config to PEFT's keys."""
-        first, patterns, keys = next(iter(sites.values())), self.patterns, dict[str, Any]()
+        first = next(iter(sites.values()))
+        patterns = self.patterns
+        keys = dict[str, Any]()
         for name in self.fields:
             key = self.renamed.get(name, name)
             if name in patterns:

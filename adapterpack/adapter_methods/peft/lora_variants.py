@@ -35,7 +35,8 @@ _MOST_BLOCKS, _LARGEST_GROUP = 64, 1024
 """Limits on the number of BD-LoRA's blocks (shards of a server) and on the size of QALoRA's groups (groups of
 a quantized weight).
 """
-_FACTOR, _FREE = 16, 1 << 24
+_FACTOR = 16
+_FREE = 1 << 24
 """Limits on the expanded size of an untrusted file: so many numbers for each stored number, plus a fixed
 allowance. One of the two factors is always stored in full.
 """
@@ -47,7 +48,8 @@ def as_lora(content: PeftContent) -> PeftContent:
     Raises:
         ValueError: the factors do not have the blocks or groups that the config declares.
     """
-    blocks, sites = content.written.get("use_bdlora"), content.sites
+    blocks = content.written.get("use_bdlora")
+    sites = content.sites
     if content.packed or not (blocks or content.written.get("use_qalora")):
         return content
     if content.written.get("use_qalora"):
@@ -113,7 +115,8 @@ def _whole(path: str, params: Tensors, blocks: Mapping[str, Any]) -> Arrays:
     """Returns the full factors of a site. PEFT applies a name of its config if it occurs anywhere in the
     module's own name.
     """
-    leaf, whole = path.rpartition(".")[2], dict(params)
+    leaf = path.rpartition(".")[2]
+    whole = dict(params)
     for factor, key in (("lora_A", "target_modules_bd_a"), ("lora_B", "target_modules_bd_b")):
         names = blocks.get(key) or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -176,7 +176,8 @@ def _fits(shape: Shape, rank: int, factors: Tensors) -> bool:
     A, B = factors["lora_A"], factors["lora_B"]
     if len(shape) not in (2, 3) or A.ndim != 2 or B.ndim != 2:
         return False
-    count, width = shape[0] if len(shape) == 3 else 1, (B.shape[0], A.shape[1])
+    count = shape[0] if len(shape) == 3 else 1
+    width = (B.shape[0], A.shape[1])
     return A.shape[0] == B.shape[1] == rank * count and (
         width == shape[-2:] or (len(shape) == 3 and width == shape[:0:-1])
     )
@@ -268,7 +269,8 @@ def wrappers_of(paths: Iterable[str]) -> dict[str, str]:
         >>> wrappers_of(["experts.up", "experts.down", "gate.weight"])
         {'experts.down': 'experts', 'experts.up': 'experts.base_layer', 'gate.weight': 'gate'}
     """
-    wrappers, counts = {}, dict[str, int]()
+    wrappers = {}
+    counts = dict[str, int]()
     for path in reversed(list(paths)):
         owner = path.rpartition(".")[0]
         wrappers[path] = owner + counts.get(owner, 0) * WRAPPED

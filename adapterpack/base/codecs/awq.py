@@ -21,7 +21,8 @@ _LAYOUT = CodeLayout(_WORDS, PartLayout(turned=True), _WORDS)
 def match(base: Checkpoint) -> list[Weight]:
     """Returns the weights of modules with a ``qweight``."""
     config = settings(base.config)
-    width, version = config.get("bits", config.get("w_bit")), str(config.get("version", "gemm")).lower()
+    width = config.get("bits", config.get("w_bit"))
+    version = str(config.get("version", "gemm")).lower()
     if width != 4:
         raise unreadable("awq", base, "bits", width, 4)
     if version != "gemm":

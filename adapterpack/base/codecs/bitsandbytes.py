@@ -29,7 +29,8 @@ LEVELS = _BYTES._replace(
 
 def _int8_weight(module: ModuleTensors) -> Weight:
     """Returns the weight of one module, after checking the shapes of its parts."""
-    base, codes = module.base, module.part("weight", ("I8",), (None, None))
+    base = module.base
+    codes = module.part("weight", ("I8",), (None, None))
     rows, columns = module.shape("weight")
     parts = {"codes": codes, "scale": module.part("SCB", ("F32",), (rows,))}
     if module.has("weight_format"):

@@ -37,7 +37,8 @@ def match(base: Checkpoint) -> list[Weight]:
 
 def _weight(module: ModuleTensors, kind: str) -> Weight:
     """Returns the weight of one module, after checking the shapes of its parts."""
-    base, state_name = module.base, f"{module.path}{_STATE}{kind}"
+    base = module.base
+    state_name = f"{module.path}{_STATE}{kind}"
     rows, columns, block, nested, dtype = _state(module, state_name)
     blocks = -(-rows * columns // block)
     packed = module.part("weight", tuple({"U8", *FLOATS}))
@@ -95,12 +96,15 @@ class _Layout(NamedTuple):
         packed = _bytes(parts)[at.start * self.block // 2 : at.stop * self.block // 2]
         codes = np.zeros((at.stop - at.start, self.block), np.uint8)
         flat = codes.reshape(-1)
-        flat[: 2 * len(packed) : 2], flat[1 : 2 * len(packed) : 2] = packed >> 4, packed & 15
+        flat[: 2 * len(packed) : 2] = packed >> 4
+        flat[1 : 2 * len(packed) : 2] = packed & 15
         return QuantizedRows(codes, self._scales(parts, at, parts["absmax"][at])[:, None])
 
     def pack(self, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
         """Returns the updates that store quantized rows; unchanged scales keep their stored form."""
-        at, flat, scales = self._blocks(rows), quantized.codes.reshape(-1), quantized.scale[:, 0]
+        at = self._blocks(rows)
+        flat = quantized.codes.reshape(-1)
+        scales = quantized.scale[:, 0]
         start = at.start * self.block // 2
         packed = (flat[0::2] << 4 | flat[1::2])[: len(_bytes(parts)) - start]
         old = parts["absmax"][at]
@@ -157,7 +161,9 @@ def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, 
     where = f"{module.base.folder}, {name}"
     module.part(name.removeprefix(f"{module.path}."), ("U8",), (None,))
     state = strict_json.loads(bytes(module.base.read(name)), where, _MAX_STATE)
-    shape, block, size = state.get("shape"), state.get("blocksize"), state.get("nested_blocksize")
+    shape = state.get("shape")
+    block = state.get("blocksize")
+    size = state.get("nested_blocksize")
     offset = state.get("nested_offset")
     sizes = [block] if size is None else [block, size]
     if not (

@@ -30,7 +30,8 @@ def match(base: Checkpoint) -> list[Weight]:
     arguments = [one["weights"] for one in schemes if isinstance(one.get("weights"), dict)]
     if len(arguments) != 1:
         raise unreadable(_NAME, base, "config_groups", f"{len(arguments)} schemes of weights", "one")
-    args, order = arguments[0], arguments[0].get("actorder")
+    args = arguments[0]
+    order = arguments[0].get("actorder")
     if order not in (None, "static", "weight", False):
         raise unreadable(_NAME, base, "actorder", repr(order)[:40], "static or none")
     scaled = modules_with(base, _NAME, ".weight_scale")
@@ -59,7 +60,8 @@ def _floats(module: ModuleTensors, args: Config) -> Weight:
 
 def _integers(module: ModuleTensors, args: Config, packed: bool) -> Weight:
     """Returns an integer weight, after checking the shapes of its parts."""
-    base, width = module.base, args.get("num_bits")
+    base = module.base
+    width = args.get("num_bits")
     if type(width) is not int or width not in ((2, 4, 8) if packed else (8,)):
         raise unreadable(_NAME, base, "num_bits", width, "4 or 8")
     if module.has("weight_g_idx"):
@@ -89,7 +91,8 @@ def _integers(module: ModuleTensors, args: Config, packed: bool) -> Weight:
             found=list(groups),
             expected=f"{rows} rows, and a divisor of {columns} columns",
         )
-    half, zero_range = 1 << width - 1, None
+    half = 1 << width - 1
+    zero_range = None
     if module.has("weight_zero_point"):
         shape = (-(-rows * width // 32), count) if packed else (rows // height, *groups[1:])
         parts["zero"] = module.part("weight_zero_point", ("I32",) if packed else ("I8",), shape)

@@ -103,7 +103,8 @@ class DequantizedCheckpoint(Checkpoint):
             Unsupported: the weight is neither in a quantized format nor floating point.
         """
         if name in self.quantized:
-            weight, parts = self.quantized[name], self.parts(name)
+            weight = self.quantized[name]
+            parts = self.parts(name)
             return WeightStorage(
                 quantized_reader(weight, parts, f"{self.folder}, {name}"),
                 quantized_writer(weight, parts) if out is None else plain_writer(name, out),

@@ -28,7 +28,8 @@ _VERSIONS = {"gptq": 1, "gptq_v2": 0}
 def match(base: Checkpoint) -> list[Weight]:
     """Returns the weights of modules with a ``qweight``."""
     config = settings(base.config)
-    width, version = config.get("bits"), config.get("checkpoint_format") or "gptq"
+    width = config.get("bits")
+    version = config.get("checkpoint_format") or "gptq"
     if width not in (2, 3, 4, 8):
         raise unreadable("gptq", base, "bits", width, "2, 3, 4 or 8")
     if version not in _VERSIONS:

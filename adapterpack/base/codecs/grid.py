@@ -85,10 +85,8 @@ class Groups(NamedTuple):
         count = -(-values.shape[1] // self.width)
         if self.members is not None:
             order = np.argsort(self.members, kind="stable")
-            values, starts = (
-                values[:, order],
-                np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1)),
-            )
+            values = values[:, order]
+            starts = np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1))
             reduced = ufunc.reduceat(values, starts, axis=1)
         elif count * self.width == values.shape[1]:
             reduced = ufunc.reduce(values.reshape(len(values), count, self.width), axis=2)
@@ -226,7 +224,8 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
     def fit_range(least: Rows, greatest: Rows) -> ScaleRows:
         """Fits a scale and a zero point within ``zero_range``."""
         assert zero_range is not None
-        least, greatest = np.minimum(least, 0), np.maximum(greatest, 0)
+        least = np.minimum(least, 0)
+        greatest = np.maximum(greatest, 0)
         scale = (greatest - least) / F32.type(high - low)
         with np.errstate(all="ignore"):
             zero = np.clip(np.rint(np.nan_to_num(low - least / scale)), *zero_range)
@@ -275,7 +274,8 @@ def table(values: np.ndarray) -> Levels:
 
 def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
     """Returns the numbers of a float dtype, such as float8, up to ``greatest`` in magnitude."""
-    top, info = F32.type(greatest), ml_dtypes.finfo(dtype)
+    top = F32.type(greatest)
+    info = ml_dtypes.finfo(dtype)
 
     def nearest(level: Rows) -> np.ndarray:
         codes: np.ndarray = np.clip(level, -top, top).astype(dtype)

@@ -36,7 +36,8 @@ def _cut(runs: Sequence[_Run], rows: slice) -> Iterator[tuple[_Run, slice, slice
     ``rows``.
     """
     for run in runs:
-        first, last = max(rows.start, run.start), min(rows.stop, run.stop)
+        first = max(rows.start, run.start)
+        last = min(rows.stop, run.stop)
         if first < last:
             yield (
                 run,
@@ -71,7 +72,8 @@ def stack_storage(base: Checkpoint, stack: ExpertStack, out: str) -> WeightStora
     """Returns the storage of experts that a checkpoint stores one by one, and the model as a single stacked
     parameter.
     """
-    runs, at = list[_Run](), 0
+    runs = list[_Run]()
+    at = 0
     for number, name in enumerate(name for names in stack.parts for name in names):
         rows = base.stored[name].shape[0]
         runs.append(_Run(f"expert part {number}" if number else MAIN_PART, name, at, at + rows))
@@ -114,7 +116,8 @@ def _reader(
     matrices: Callable[[str], Sequence[Any]],
 ) -> Reader:
     """Returns the reader of a weight of the safetensors dtype ``name``."""
-    dtype, work = DTYPES[name], np.dtype(np.float64 if name == "F64" else np.float32)
+    dtype = DTYPES[name]
+    work = np.dtype(np.float64 if name == "F64" else np.float32)
 
     @contextmanager
     def opened() -> Iterator[Read]:

@@ -62,14 +62,18 @@ class LazyMatrix:
         read: Callable[[int, int], np.ndarray],
         step: int = 1,
     ) -> None:
-        self.shape, self.dtype, self._read, self._step = shape, dtype, read, step
+        self.shape = shape
+        self.dtype = dtype
+        self._read = read
+        self._step = step
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape[0])
-        first, last = start // self._step * self._step, -(-stop // self._step) * self._step
+        first = start // self._step * self._step
+        last = -(-stop // self._step) * self._step
         return self._read(first, min(self.shape[0], last))[start - first : stop - first]
 
     def astype(self, dtype: Any, copy: bool = True) -> np.ndarray:

@@ -158,7 +158,8 @@ def _blocks(weight: Weight, stored: QuantizedRows, span: CodeSpan) -> Blocks:
     """Returns the block form of a weight."""
     grid, columns = weight.grid, weight.shape[1]
     bits, offset = _container(span, weight)
-    q, order = (stored.codes.astype(np.int16) + offset).astype(np.uint8), None
+    q = (stored.codes.astype(np.int16) + offset).astype(np.uint8)
+    order = None
     members = grid.groups.members
     if members is not None:
         order = np.argsort(members, kind="stable")
@@ -211,7 +212,8 @@ def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
 
 def _join(forms: list[Blocks]) -> Blocks:
     """Concatenates weights in block form."""
-    bits, block = max(form.bits for form in forms), min(form.block for form in forms)
+    bits = max(form.bits for form in forms)
+    block = min(form.block for form in forms)
     columns = forms[0].q.shape[1]
     orders = [np.arange(columns) if form.order is None else form.order for form in forms]
     if any(not np.array_equal(orders[0], order) for order in orders):

@@ -39,7 +39,8 @@ def match(base: Checkpoint) -> list[Weight]:
 
 def _weight(module: ModuleTensors) -> Weight:
     """Returns the weight of one module, after checking the shapes of its parts."""
-    base, name = module.base, f"{module.path}.weight"
+    base = module.base
+    name = f"{module.path}.weight"
     kind, data = _class(module, name)
     if kind not in _INTEGERS + _FLOATS:
         raise unreadable("torchao", base, f"the class of {name}", kind, ", ".join(_INTEGERS + _FLOATS))

@@ -81,7 +81,8 @@ class Numbers(NamedTuple):
 
     def read(self, blocks: Blocks) -> np.ndarray:
         """Returns the numbers of blocks, int8 or uint8 ``[n, m, numbers]``."""
-        stored, shift = self.parts[0].read(blocks), self.parts[0].bits
+        stored = self.parts[0].read(blocks)
+        shift = self.parts[0].bits
         for part in self.parts[1:]:
             stored |= part.read(blocks) << shift
             shift += part.bits

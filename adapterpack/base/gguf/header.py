@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator, Mapping
+from mmap import mmap
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ...errors import FormatError, Unsupported
 from ...io import count_of
@@ -18,23 +19,15 @@ from . import MAGIC
 from .tensor_types import TENSOR_TYPES, TensorType
 
 ALIGNMENT = "general.alignment"
-_MAX_KEYS, _MAX_TENSORS, _MAX_TEXT, _MAX_ITEMS, _MAX_NAME = 4096, 50_000, 1 << 20, 1 << 20, 512
+_MAX_KEYS = 4096
+_MAX_TENSORS = 50_000
+_MAX_TEXT = 1 << 20
+_MAX_ITEMS = 1 << 20
+_MAX_NAME = 512
 _MAX_TEXTS, _MAX_TEXT_BYTES = 1 << 21, 16 << 20
 """Texts in all arrays together, and bytes of all other texts together."""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, _ARRAY = 8, 9
-
-
-class Bytes(Protocol):
-    """Bytes, or a mapped file, to read a header from."""
-
-    def __len__(self) -> int:
-        """Returns the number of bytes."""
-        ...
-
-    def __getitem__(self, part: slice, /) -> bytes:
-        """Returns a slice of the bytes."""
-        ...
 
 
 class GGUFTensor(NamedTuple):
@@ -74,8 +67,10 @@ class GGUFHeader(NamedTuple):
 class _Cursor:
     """A position in the bytes; reading past the end raises an error."""
 
-    def __init__(self, data: Bytes, where: Path) -> None:
-        self.data, self.where, self.at = data, where, 0
+    def __init__(self, data: bytes | mmap, where: Path) -> None:
+        self.data = data
+        self.where = where
+        self.at = 0
         self.texts = self.text_bytes = 0
 
     def skip(self, count: int) -> None:
@@ -152,7 +147,7 @@ class _Cursor:
         return Array(kind, items)
 
 
-def read_header(data: Bytes, where: Path) -> GGUFHeader:
+def read_header(data: bytes | mmap, where: Path) -> GGUFHeader:
     """Returns the header of a GGUF file whose bytes are ``data``.
 
     Raises:
@@ -171,11 +166,13 @@ def read_header(data: Bytes, where: Path) -> GGUFHeader:
             expected="version 2 or 3, little-endian",
             found=version,
         )
-    count, keys = cursor.count(_MAX_TENSORS, "tensors"), cursor.count(_MAX_KEYS, "keys")
+    count = cursor.count(_MAX_TENSORS, "tensors")
+    keys = cursor.count(_MAX_KEYS, "keys")
     values: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
     for _ in range(keys):
-        begin, key = cursor.at, cursor.text(_MAX_NAME)
+        begin = cursor.at
+        key = cursor.text(_MAX_NAME)
         if key in values:
             raise FormatError("a key stands twice", where=where, found=key)
         values[key] = cursor.value(cursor.number("I"))
@@ -207,7 +204,8 @@ def align(offset: int, alignment: int) -> int:
 
 def _info(cursor: _Cursor) -> GGUFTensor:
     """Reads the entry of one tensor, whose offset is relative to the first byte of all."""
-    name, rank = cursor.text(_MAX_NAME), cursor.number("I")
+    name = cursor.text(_MAX_NAME)
+    rank = cursor.number("I")
     if not name or not 1 <= rank <= 4:
         raise FormatError(
             "a tensor must have a name and one to four dimensions",

@@ -98,7 +98,7 @@ def command(
         if page is not None:
             page.write_text(audit_report(result), "utf-8")
     if as_json:
-        print_json({**result, **({} if html is None else {"html": str(Path(html))})})
+        print_json(result, html=html)
         return
     _print(result)
     if html is not None:

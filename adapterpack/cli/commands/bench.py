@@ -65,7 +65,7 @@ def command(
         if page is not None:
             page.write_text(bench_report(result, Path(bundle).name), "utf-8")
     if as_json:
-        print_json({"command": "bench", **result, **({} if html is None else {"html": str(Path(html))})})
+        print_json({"command": "bench", **result}, html=html)
         return
     print_table(*bench_table(result))
     print_line(bench_facts(result))

@@ -111,7 +111,7 @@ def command(
         if page is not None:
             page.write_text(evaluation_report(result), "utf-8")
     if as_json:
-        print_json({"command": "evaluate", **result, **({} if html is None else {"html": str(Path(html))})})
+        print_json({"command": "evaluate", **result}, html=html)
         return
     print_line(f"{found.task}, {things(len(found.rows), 'row')} of {data}")
     print_table(*evaluation_table(result))

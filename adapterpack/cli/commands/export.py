@@ -145,10 +145,8 @@ def command(
       adapterpack export model.onnx packs/orders --base models/base -o bundle
       adapterpack export bundle-int8 --target web -o site
     """
-    graph, loaded = (
-        base if is_graph(base) or is_gguf(base) else folder_of(base),
-        [load_pack(pack) for pack in packs],
-    )
+    graph = base if is_graph(base) or is_gguf(base) else folder_of(base)
+    loaded = [load_pack(pack) for pack in packs]
     with show_steps() as say:
         adapterpack.export(
             graph,

@@ -55,7 +55,8 @@ def command(*, tuned: str, base: str, out: str, modules: str | None, as_json: bo
         pack = adapterpack.extract(
             folder_of(tuned), folder_of(base), modules=wanted, out=out, progress=progress, **options
         )
-    summary, story = adapterpack.inspect(out), pack.manifest.extensions["x_extract"]
+    summary = adapterpack.inspect(out)
+    story = pack.manifest.extensions["x_extract"]
     if as_json:
         print_json({"command": "extract", **summary, "extract": story})
         return

@@ -83,7 +83,8 @@ def command(
         options["scheme"] = schemes[0]
     with divert_stdout():
         adapterpack.quantize(folder, out, rank_budget=rank_budget, **options)
-    before, after = adapterpack.inspect(folder)["bytes"], adapterpack.inspect(out)
+    before = adapterpack.inspect(folder)["bytes"]
+    after = adapterpack.inspect(out)
     if as_json:
         print_json({"command": "quantize", **after, "bytes_before": before})
         return
@@ -136,7 +137,7 @@ def compare(
         if page is not None:
             page.write_text(comparison_report(result), "utf-8")
     if as_json:
-        print_json({"command": "quantize", **result, **({} if html is None else {"html": str(Path(html))})})
+        print_json({"command": "quantize", **result}, html=html)
         return
     print_table(
         *comparison_table(result), f"{things(found.rows, 'row')}, {things(found.positions, 'choice')}"

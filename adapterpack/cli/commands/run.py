@@ -212,13 +212,16 @@ def _answer_all(
 def _print_answers(
     open_job: OpenJob, lines: Iterator[Line], where: str | None, as_json: bool, keep_going: bool
 ) -> OutputProgress:
-    rows, failed, first = 0, 0, ""
+    rows = 0
+    failed = 0
+    first = ""
     for number, row, error, _ in _answer_rows(open_job, lines):
         if error is not None and not keep_going:
             raise error
         rows += 1
         if error is not None:
-            failed, first = failed + 1, first or first_of(number, error)
+            failed += 1
+            first = first or first_of(number, error)
         # the answer to a batch request is already an object in OpenAI's form
         if as_json or row.keys() >= {"custom_id", "response"}:
             print_json({"command": "run", **row} if as_json else row, compact=True)

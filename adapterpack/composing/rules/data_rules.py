@@ -95,7 +95,8 @@ def fisher(
     """
     F = _gradients(block).astype(np.float64)
     if normalize:
-        F, means = F / np.where(means > 0, means, 1)[:, None, None], np.where(means > 0, 1.0, 0.0)
+        F = F / np.where(means > 0, means, 1)[:, None, None]
+        means = np.where(means > 0, 1.0, 0.0)
     F = F + (floor * means.mean() or 1.0)
     total = weigh(np.abs(block.weights), F).sum(axis=0)
     return np.asarray((weigh(block.weights, F) * block.values).sum(axis=0) / total).astype(block.values.dtype)

@@ -90,7 +90,8 @@ class Coordinates:
 
     def blocks(self) -> Iterator[EntryBlock]:
         """Yields all rows once, in blocks whose size depends on the shape alone."""
-        weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
+        weights = np.array([term.weight for term in self.terms])
+        keys = tuple(term.key for term in self.terms)
         own = tuple(term.own for term in self.terms)
         for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
             measured = tuple(None if term.measured is None else term.measured[rows] for term in self.terms)
@@ -154,7 +155,8 @@ class MergedEntries:
 def dense(terms: Terms) -> Coordinates:
     """Returns the coordinates of the weight itself."""
     changes = [term.change for term in terms]
-    dtype, (m, n) = np.result_type(*(part.dtype for change in changes for part in change)), changes[0].shape
+    dtype = np.result_type(*(part.dtype for change in changes for part in change))
+    m, n = changes[0].shape
     packed = [lowrank.panels(change.B, change.A) if dtype == np.float32 else None for change in changes]
 
     def take(rows: slice) -> np.ndarray:
@@ -194,7 +196,8 @@ def core_space(terms: Terms) -> Coordinates:
     joint = core(terms)
     u, s, vt = np.linalg.svd(joint.cores, full_matrices=False)
     halves = np.sqrt(s)[:, None, :]
-    left, right = _directions(u * halves), _directions(vt.transpose(0, 2, 1) * halves)
+    left = _directions(u * halves)
+    right = _directions(vt.transpose(0, 2, 1) * halves)
     M = (left.T @ joint.cores @ right).astype(joint.left.dtype)
     bases = (joint.left @ left).astype(joint.left.dtype), (joint.right @ right).astype(joint.right.dtype)
     return Coordinates(tuple(terms), M.shape[1:], lambda rows: M[:, rows], JointCore(*bases, M).change)

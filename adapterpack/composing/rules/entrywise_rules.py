@@ -37,7 +37,8 @@ def elect(
         ...     np.float32))
         (array([ 2.  ,  0.  , -0.75], dtype=float32), array([ 3.,  1., -1.], dtype=float32))
     """
-    flat, weights = values.reshape(len(values), -1), weights.astype(values.dtype)
+    flat = values.reshape(len(values), -1)
+    weights = weights.astype(values.dtype)
     merged = np.empty(flat.shape[1], values.dtype)
     for start in range(0, len(merged), _TILE):
         tile = flat[:, start : start + _TILE]
@@ -52,10 +53,12 @@ def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarra
     """Does the work of :func:`elect` for ``[T, n]`` entries that are already times their weights."""
     lead, positive = votes.sum(axis=0), np.maximum(votes, 0).sum(axis=0)
     # Both sums run in the same order, so that the difference is exactly 0 where no entry is negative.
-    won, negative = lead > 0, lead - positive
+    won = lead > 0
+    negative = lead - positive
     merged = np.where(won, positive, negative)
     if normalize:
-        agree, total = (votes > 0) == won, np.zeros_like(lead)
+        agree = (votes > 0) == won
+        total = np.zeros_like(lead)
         agree &= votes != 0
         for size in np.unique(np.abs(weights)):
             total += size * agree[np.abs(weights) == size].sum(axis=0, dtype=np.uint8)
@@ -269,7 +272,8 @@ def magmax(block: EntryBlock, _: None, *, alpha: float = 1.0) -> np.ndarray:
     opposite.
     """
     parts = block.weighted
-    high, low = parts.max(axis=0), parts.min(axis=0)
+    high = parts.max(axis=0)
+    low = parts.min(axis=0)
     return alpha * np.where(high > -low, high, np.where(high < -low, low, 0))
 
 

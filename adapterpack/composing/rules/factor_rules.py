@@ -55,7 +55,8 @@ def lego(terms: Terms, *, clusters: Count = 0) -> Factors:
     """
     changes = canonical(terms)
     units = np.concatenate([np.concatenate([change.A, change.B.T], axis=1) for change in changes], axis=0)
-    n, largest_rank = changes[0].shape[1], max(change.rank for change in changes)
+    n = changes[0].shape[1]
+    largest_rank = max(change.rank for change in changes)
     k = min(clusters or largest_rank, len(units))
     if not k:
         return zero(*changes[0].shape)

@@ -151,7 +151,9 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
 
     def register(coefficients: Function) -> Function:
         def mix(G: np.ndarray, given: Weights, scope: str, **params: Any) -> np.ndarray:
-            signs, weights, products = np.sign(given), np.abs(given), G[0]
+            signs = np.sign(given)
+            weights = np.abs(given)
+            products = G[0]
             alive = np.diag(products) > 0
             c = np.zeros(len(signs))
             if alive.any():
@@ -193,7 +195,8 @@ def slerp(G: np.ndarray, a: np.ndarray, *, straight: Fraction = _FLAT) -> np.nda
 
 def _slerp_lines(G: np.ndarray, weights: Weights, *, per: str = "row") -> np.ndarray:
     """Returns the coefficients ``[lines, T]`` of :func:`nuslerp`."""
-    signs, a = np.sign(weights), np.abs(weights)
+    signs = np.sign(weights)
+    a = np.abs(weights)
     _require_two(len(a), "nuslerp")
     return signs * (np.ones((len(G), 1)) if len(a) == 1 else _slerp(G * np.outer(signs, signs), a, _FLAT))
 
@@ -235,7 +238,8 @@ def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     """Moves the mean direction of the unit vectors by the mean of their tangents there, and scales it to the
     length ``sum a_i |x_i| / sum a_i``.
     """
-    lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
+    lengths = np.sqrt(np.diag(G))
+    shares = a / a.sum()
     C = G / np.outer(lengths, lengths)
     mean = _unit(C, shares)
     tangent = shares - float(shares @ C @ mean) * mean
@@ -253,7 +257,8 @@ def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: 
     """Returns the Karcher mean of the directions, ``u <- exp_u(sum a_i log_u(u_i))`` iterated to convergence,
     at the length ``sum a_i |x_i| / sum a_i``.
     """
-    lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
+    lengths = np.sqrt(np.diag(G))
+    shares = a / a.sum()
     C = G / np.outer(lengths, lengths)
     u = _unit(C, shares)
     for _ in range(iterations):
@@ -286,7 +291,8 @@ def stock_ratio(G: np.ndarray, mean: str) -> np.ndarray:
 
 def _stock_lines(G: np.ndarray, weights: Weights, *, per: str = "tensor", mean: str = "angle") -> np.ndarray:
     """Returns the coefficients ``[lines, T]`` of :func:`model_stock`."""
-    signs, a = np.sign(weights), np.abs(weights)
+    signs = np.sign(weights)
+    a = np.abs(weights)
     t = stock_ratio(G * np.outer(signs, signs), mean)
     if abs(t).max() < _ORTHOGONAL:
         warnings.warn(

@@ -122,11 +122,13 @@ class _Distribution:
 
     def moved(self, points: np.ndarray, values: Sequence[float]) -> None:
         """Updates mean, paths, covariance and step from the values at the points."""
-        n, half = len(self.mean), max(1, len(points) // 2)
+        n = len(self.mean)
+        half = max(1, len(points) // 2)
         shares = math.log(half + 0.5) - np.log(np.arange(1, half + 1))
         shares /= shares.sum()
         size = 1 / np.sum(shares**2)
-        cs, cc = (size + 2) / (n + size + 5), (4 + size / n) / (n + 4 + 2 * size / n)
+        cs = (size + 2) / (n + size + 5)
+        cc = (4 + size / n) / (n + 4 + 2 * size / n)
         c1 = 2 / ((n + 1.3) ** 2 + size)
         cm = min(1 - c1, 2 * (size - 2 + 1 / size) / ((n + 2) ** 2 + size))
         ways = (points[np.argsort(np.negative(values), kind="stable")[:half]] - self.mean) / self.step

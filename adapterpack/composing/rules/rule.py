@@ -130,7 +130,8 @@ class Rule(NamedTuple):
             ConfigError: a parameter that the rule does not have, one of another type, or one that it needs is
                 missing.
         """
-        parameters, arguments = self.parameters, dict(params or {})
+        parameters = self.parameters
+        arguments = dict(params or {})
         for name in arguments:
             if name not in parameters:
                 raise ConfigError(

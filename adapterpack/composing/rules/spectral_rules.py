@@ -123,7 +123,8 @@ def iso_cts(terms: Terms, *, alpha: float = 1.0, common: Share = 0.8, mean: Mean
     if not len(total.S):
         return _zero(terms)
     k = max(1, round(common * len(total.S)))
-    shared, further = total.first(k), (len(total.S) - k) // len(terms)
+    shared = total.first(k)
+    further = (len(total.S) - k) // len(terms)
     rest = [
         decompose(change - shared.U @ (shared.U.T @ change), _least(changes)).first(further)
         for change in changes

@@ -86,7 +86,8 @@ def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int
     Raises:
         ConfigError: the window reaches 0.
     """
-    middle, half = block.each("density", density), block.each("epsilon", epsilon)
+    middle = block.each("density", density)
+    half = block.each("epsilon", epsilon)
     for least, most in zip(half.flat, middle.flat, strict=True):
         if least >= most:
             raise ConfigError(

@@ -10,7 +10,9 @@ from ...lowrank import Factors, Terms, zero
 from .gram_rules import scaled_lines
 from .rule import NotNegative, Positive, Steps, rule
 
-_FIRST, _SECOND, _SMALL = 0.9, 0.999, 1e-8
+_FIRST = 0.9
+_SECOND = 0.999
+_SMALL = 1e-8
 """Adam's decays and its epsilon, as published."""
 
 
@@ -84,5 +86,6 @@ def _slope(over: Overlaps, m: np.ndarray, lam: float) -> np.ndarray:
         for j in range(T):
             inner = sum(over.P[j][k] @ C[k] for k in range(T)) @ over.P[i][i]
             slope[j] += 2 / over.sizes[i] * np.einsum("rk,rk->k", over.A[j], inner @ over.A[i])
-    sizes, signs = np.abs(m), np.sign(m)
+    sizes = np.abs(m)
+    signs = np.sign(m)
     return np.asarray(slope + lam / m.shape[1] * signs * (sizes.sum(axis=0) - sizes))

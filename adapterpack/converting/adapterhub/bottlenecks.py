@@ -61,10 +61,8 @@ def read(
         FormatError: the tensors do not fit the settings.
     """
     require_settings(config, _UNDERSTOOD, _NAMES.free, where)
-    parallel, stream = (
-        setting(config, "is_parallel", bool, where),
-        setting(config, "original_ln_before", bool, where),
-    )
+    parallel = setting(config, "is_parallel", bool, where)
+    stream = setting(config, "original_ln_before", bool, where)
     phm = setting(config, "phm_layer", bool, where)
     act = setting(config, "non_linearity", str, where)
     if act.lower() not in _NAMES.acts:
@@ -94,7 +92,8 @@ def read(
         "targets": "all-layers",
         "source": family.entry if parallel else "output",
     }
-    method, names = get("compacter" if phm else "bottleneck"), _NAMES.phm if phm else _NAMES.plain
+    method = get("compacter" if phm else "bottleneck")
+    names = _NAMES.phm if phm else _NAMES.plain
     if phm:
         settings |= {
             "phm_dim": setting(config, "phm_dim", int, where),
@@ -131,7 +130,8 @@ def read(
             else tensors[their]
             for their, ours in names.items()
         }
-        path, width = layer if stream else f"{layer}.{end}", len(params["up_bias"].reshape(-1))
+        path = layer if stream else f"{layer}.{end}"
+        width = len(params["up_bias"].reshape(-1))
         cfg = _config(
             method, settings, path, width, config.get("reduction_factor"), layer, f"{where}#/config"
         )

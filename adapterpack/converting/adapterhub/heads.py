@@ -51,7 +51,8 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
         setting(saved, key, kind, where)
         for key, kind in (("config", dict), ("name", str), ("model_type", str))
     )
-    kind, layers = setting(config, "head_type", str, where), setting(config, "layers", int, where)
+    kind = setting(config, "head_type", str, where)
+    layers = setting(config, "layers", int, where)
     head = next((head for head in _HEADS if head[:3] == (model, kind, layers)), None)
     pooled = config.get("use_pooler", False)
     plain = layers == 1 or config.get("activation_function") == "tanh"
@@ -65,7 +66,8 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
             ],
             remedy="convert a copy of the folder without the files of the head",
         )
-    left, modules = dict(tensors), {}
+    left = dict(tensors)
+    modules = {}
     for number, module in enumerate(head.modules):
         # AdapterHub's head repeats dropout, linear layer, activation
         place = f"heads.{name}.{3 * number + 1}"

@@ -97,7 +97,10 @@ def read(config: Settings, places: Mapping[str, Tensors], family: Family, where:
 def _lora(
     tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str
 ) -> tuple[Site, Any, Arrays]:
-    down, up, method, count = tensors["lora_A"], tensors["lora_B"], get("lora"), sum(enabled)
+    down = tensors["lora_A"]
+    up = tensors["lora_B"]
+    method = get("lora")
+    count = sum(enabled)
     if len(enabled) > 1:
         parts = _split_rows(up, enabled, path, where)
         whole = np.zeros((len(enabled), parts.shape[1], count, up.shape[1]), up.dtype)
@@ -118,7 +121,8 @@ def _lora(
 def _ia3(
     tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str
 ) -> tuple[Site, Any, Arrays]:
-    factors, method = tensors["lora_B"], get("ia3")
+    factors = tensors["lora_B"]
+    method = get("ia3")
     if factors.shape[1] != 1:
         raise FormatError(
             "(IA)^3 has one factor for each output", where=f"{where}, {path}", found=factors.shape

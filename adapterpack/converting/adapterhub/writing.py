@@ -143,7 +143,8 @@ def _bottleneck(pack: Pack, family: Family, layers: int) -> Written:
     words: dict[int, set[str]] = {}
     for layer, their, _, _ in places.values():
         words.setdefault(int(layer.rpartition(".")[2]), set()).add(their)
-    chosen, (attention, ffn) = _same(pack, words), family.blocks
+    chosen = _same(pack, words)
+    (attention, ffn) = family.blocks
     tensors: dict[tuple[str, str], np.ndarray] = {}
     reductions: dict[str, float] = {}
     for adapter in adapters:
@@ -155,7 +156,8 @@ def _bottleneck(pack: Pack, family: Family, layers: int) -> Written:
             raise _refused(
                 pack, "AdapterHub has one reduction for a layer", f"{layer}: {adapter.config.reduction}"
             )
-        params, place = adapter.params, f"{layer}.{their}.adapters"
+        params = adapter.params
+        place = f"{layer}.{their}.adapters"
         zeros = {
             "down_bias": np.zeros(len(params["down"]), np.float32),
             "up_bias": np.zeros(len(params["up"]), np.float32),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...adapter_methods import Arrays
 from ...errors import FormatError, Unsupported, excerpt
-from ...io import TENSORS, SafetensorsFile, safetensors, strict_json
+from ...io import SafetensorsFile, safetensors, strict_json
 from ...pack import Pack
 from ...peft import layout
 from ...peft.options import PICKLED, read_config
@@ -28,6 +28,7 @@ from ..format import (
     Format,
     Notes,
     Reading,
+    beside_config,
     refuse_full_modules,
     require_base,
 )
@@ -35,7 +36,9 @@ from ..packs import dequantize, foreign_pack
 from ..tensor_files import out_of_pickle
 
 _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
-_HEAD, _HEAD_FILE, _HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
+_HEAD = "head_config.json"
+_HEAD_FILE = "model_head.safetensors"
+_HEAD_PICKLE = "pytorch_model_head.bin"
 _SHARED = "shared_parameters"
 _KINDS = {"adapters": (None,), "loras": ("lora",), _SHARED: (None, "lora")}
 """The part before the adapter's name in a key -> the ``architecture`` of its config."""
@@ -76,10 +79,8 @@ def _read(source: ConversionSource) -> Reading:
             remedy="merge it with the library that made it",
         )
     else:
-        sites, rules = (
-            low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where)),
-            {},
-        )
+        sites = low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where))
+        rules = {}
     pack = foreign_pack(
         source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task
     )
@@ -192,7 +193,8 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
         next((base.config[key] for key in keys if type(base.config.get(key)) is int), 0)
         for keys in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"))
     )
-    found, name = to_settings(plain, family, layers), pack.name.replace(".", "-")
+    found = to_settings(plain, family, layers)
+    name = pack.name.replace(".", "-")
     outer = {
         place: place if place.startswith(f"{family.outer}.") else f"{family.outer}.{place}"
         for place, _ in found.tensors
@@ -219,11 +221,7 @@ ADAPTERHUB = FORMATS.register(
         "adapterhub",
         "AdapterHub's adapter_config.json and adapter.safetensors",
         True,
-        lambda path: (
-            (path / layout.CONFIG).is_file()
-            and not (path / TENSORS).exists()
-            and any((path / name).is_file() for name in (_FILE, _PICKLE))
-        ),
+        beside_config(_FILE, _PICKLE),
         _read,
         _write,
         rank=20,

@@ -32,7 +32,9 @@ from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_not
 from ..numbers import tensor_number
 from ..packs import dequantize
 
-_A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
+_A = "lora_A.weight"
+_B = "lora_B.weight"
+_ALPHA = "alpha"
 _OLDER = (
     (".processor.", "."),
     *((f".self_attn.to_{name}_lora.", f".self_attn.{name}_proj.lora.") for name in ("q", "k", "v", "out")),
@@ -80,7 +82,8 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> Notes:
     part = recorded if recorded in (*_PARTS, _ITSELF) else _part(plain, base)
     prefix = "" if part == _ITSELF else f"{part}."
     tensors: Arrays = {}
-    configs, named = {}, published_in(pack, base)
+    configs = {}
+    named = published_in(pack, base)
     for site in site_factors(plain, "diffusers"):
         path = named(site.path)
         tensors |= {f"{prefix}{path}.{_A}": site.down, f"{prefix}{path}.{_B}": site.up}
@@ -146,7 +149,8 @@ def _sites(
     """Returns the sites of one model by module path, and the modules without a stated alpha."""
     require_pairs(modules, (_A, _B), source.path)
     sites: _Sites = {}
-    stated, without_alpha = _stated_config(file.metadata, part, source), []
+    stated = _stated_config(file.metadata, part, source)
+    without_alpha = []
     for path, leaves in modules.items():
         down, up = file.read(leaves[_A]), file.read(leaves[_B])
         if down.ndim != 2 or up.ndim != 2:

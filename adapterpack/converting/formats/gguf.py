@@ -80,7 +80,8 @@ class _Layout(NamedTuple):
 
 
 def _layout(base: BaseModel) -> _Layout:
-    gguf, config = library(), base.config
+    gguf = library()
+    config = base.config
     if base.model_type not in FAMILIES:
         raise Unsupported(
             "no GGUF names are known for this kind of base",
@@ -109,7 +110,8 @@ def _layout(base: BaseModel) -> _Layout:
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> Notes:
     base = require_base(base, pack.where, _WHY)
     refuse_full_modules(pack, "gguf")
-    layout, gguf = _layout(base), library()
+    layout = _layout(base)
+    gguf = library()
     plain, notes = dequantize(pack)
     named = {site.path: (site, _named(layout, base, site.path)) for site in site_factors(plain, "gguf")}
     if not named:
@@ -210,7 +212,8 @@ def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
 
 def _read(source: ConversionSource) -> Reading:
     """Reads the file; without a base with its own order of rows and its own tensor names as module names."""
-    file, base = read_gguf(source.path), source.base
+    file = read_gguf(source.path)
+    base = source.base
     pairs, notes = _pairs(file, source)
     if base is None:
         pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...adapter_methods import Arrays, Site, Tensors, get
 from ...base.renamings import in_memory, publish_path
-from ...errors import SiteNotFound, Unsupported, nearest
+from ...errors import SiteNotFound, Unsupported, require_among
 from ...io import SafetensorsFile, safetensors
 from ...manifest import MethodSites
 from ...pack import Pack
@@ -35,7 +35,9 @@ from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
 from ..packs import dequantize, foreign_pack
 
-_DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+_DOWN = "lora_down.weight"
+_UP = "lora_up.weight"
+_ALPHA = "alpha"
 _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_transformer", "lycoris")
 """Key prefixes, each for one model of the pipeline."""
 _NUMBER = re.compile(r"_(\d+)_")
@@ -188,13 +190,8 @@ def _paths(base: BaseModel, wanted: set[str], source: ConversionSource) -> dict[
         for name in {flat(path), flat(here), flat(publish_path(here, steps))}:
             by_name.setdefault(name, []).append(path)
     for name in sorted(wanted):
-        if name not in by_name:
-            raise SiteNotFound(
-                "the base has no module of this name",
-                where=source.path,
-                found=name,
-                remedy=nearest(name, by_name),
-            )
+        missing = "the base has no module of this name"
+        require_among(missing, name, by_name, SiteNotFound, source.path, found=name)
         if len(by_name[name]) > 1:
             raise Unsupported(
                 "the name fits several modules of the base",

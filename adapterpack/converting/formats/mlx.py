@@ -16,7 +16,7 @@ import numpy as np
 
 from ...adapter_methods import Arrays, Method, Site, get
 from ...errors import FormatError, Unsupported, excerpt
-from ...io import TENSORS, SafetensorsFile, npz_file, safetensors, strict_json
+from ...io import SafetensorsFile, npz_file, safetensors, strict_json
 from ...manifest import MethodSites
 from ...pack import Pack
 from ...peft import layout
@@ -38,6 +38,7 @@ from ..format import (
     Format,
     Notes,
     Reading,
+    beside_config,
     list_first,
     refuse_full_modules,
 )
@@ -46,7 +47,9 @@ from ..packs import dequantize, drop_targets, foreign_pack
 from ..tensor_files import as_file
 
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
-_A, _B, _M = "lora_a", "lora_b", "m"
+_A = "lora_a"
+_B = "lora_b"
+_M = "m"
 _LOOKUPS = ("embed_tokens", "wte", "tok_embeddings", "word_embeddings")
 """Suffixes of the names of embeddings; in mlx-lm an adapter of an embedding also changes the output layer
 tied to it.
@@ -121,10 +124,8 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
         Unsupported: the file holds full weights, or a scale that two versions of mlx-lm read differently.
         FormatError: a setting is missing.
     """
-    kind, parameters = (
-        config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora"),
-        config.get("lora_parameters"),
-    )
+    kind = config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora")
+    parameters = config.get("lora_parameters")
     if not isinstance(kind, str) or kind not in _METHODS:
         raise Unsupported(
             "mlx-lm trained the weights themselves, or in a way that is not known",
@@ -228,11 +229,7 @@ MLX = FORMATS.register(
         "mlx",
         "mlx-lm's adapters.safetensors and adapter_config.json",
         True,
-        lambda path: (
-            (path / layout.CONFIG).is_file()
-            and not (path / TENSORS).exists()
-            and any((path / name).is_file() for name in (_FILE, _OLD))
-        ),
+        beside_config(_FILE, _OLD),
         _read,
         _write,
         rank=20,

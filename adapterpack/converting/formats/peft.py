@@ -31,7 +31,8 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 def _read(source: ConversionSource) -> Reading:
     tensors, said = tensors_of(source.path, source)
     if tensors is None and (split := split_experts(source.path)) is not None:
-        tensors, said = split, ("the experts of Tinker's service were split into the matrices of each",)
+        tensors = split
+        said = ("the experts of Tinker's service were split into the matrices of each",)
     pack, unknown, base_change = import_folder(
         source.path,
         source.name,

@@ -86,7 +86,8 @@ def _read(source: ConversionSource) -> Reading:
     require_pairs(modules, ("lora_a.weight", "lora_b.weight"), file)
     sites: dict[str, dict[Site, tuple[Any, Arrays]]] = {"lora": {}, "dora": {}}
     for name, keys in modules.items():
-        path, where = _path(name, file), f"{file}, {name}"
+        path = _path(name, file)
+        where = f"{file}, {name}"
         params = {_LEAVES[leaf]: tensors[key] for leaf, key in keys.items()}
         check_pair(params["lora_A"], params["lora_B"], where)
         order = _order(path, params["lora_B"].shape[0], source.base, where)

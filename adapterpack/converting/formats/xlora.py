@@ -74,7 +74,8 @@ def _detect(path: Path) -> bool:
 
 
 def _read(source: ConversionSource) -> Reading:
-    config, where = read_config(source.path / CONFIG), source.path / CONFIG
+    config = read_config(source.path / CONFIG)
+    where = source.path / CONFIG
     if source.part is not None:
         raise Unsupported(
             "an X-LoRA is one adapter, without parts to choose from",
@@ -200,7 +201,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
             where=pack.where,
             remedy="keep the pack as it is",
         )
-    notes: list[str] = [WHERE]
+    notes = [WHERE]
     for number, member in enumerate(members):
         (folder / FOLDER / str(number)).mkdir(parents=True)
         notes += write(_member(pack, member), folder / FOLDER / str(number), base)

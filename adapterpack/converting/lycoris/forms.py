@@ -123,7 +123,8 @@ def _check(
     """Returns a site of ``[rows, columns]`` matrices, with the settings of its config, after checking the
     shapes.
     """
-    site, cfg = layer.site(rows, columns), drop_targets(get(method).config(**settings))
+    site = layer.site(rows, columns)
+    cfg = drop_targets(get(method).config(**settings))
     check_shapes(get(method), cfg, site, params, layer.where)
     return LycorisReading(method, site, cfg, params)
 
@@ -137,12 +138,14 @@ def _matrices(tensors: Tensors, names: Iterable[str], layer: LycorisLayer) -> No
 
 
 def _lora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
-    down, up = tensors["lora_down.weight"], _flat(tensors["lora_up.weight"])
+    down = tensors["lora_down.weight"]
+    up = _flat(tensors["lora_up.weight"])
     if "lora_mid.weight" in tensors:
         down = _core(tensors["lora_mid.weight"], _flat(down), layer)
     down = _flat(down)
     check_pair(down, up, layer.where)
-    rank, method = down.shape[0], "dora" if "dora_scale" in tensors else "lora"
+    rank = down.shape[0]
+    method = "dora" if "dora_scale" in tensors else "lora"
     params = {"lora_A": down, "lora_B": up}
     if method == "dora":
         params["lora_magnitude_vector"] = _lengths(tensors["dora_scale"], up.shape[0], layer)
@@ -233,7 +236,8 @@ def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
         raise FormatError(
             "on_input must be 0 or 1", where=f"{layer.where}.on_input", found=f"{stated.dtype} {stated.shape}"
         )
-    on_input, factors = bool(stated.reshape(-1)[0]), 1 + weight.reshape(-1).astype(np.float64)
+    on_input = bool(stated.reshape(-1)[0])
+    factors = 1 + weight.reshape(-1).astype(np.float64)
     if layer.bias and not on_input:
         raise Unsupported(
             "(IA)^3 of LyCORIS scales the outputs without the bias, and (IA)^3 with it",
@@ -276,7 +280,8 @@ def _difference(names: Mapping[str, str]) -> Callable[[Tensors, LycorisLayer], L
                     where=f"{layer.where}.{leaf}",
                     remedy="merge it with the tool that made it",
                 )
-            base, change = layer.read(name), tensors[leaf]
+            base = layer.read(name)
+            change = tensors[leaf]
             if change.shape != base.shape:
                 raise BaseMismatch(
                     "the difference has another shape than the base's tensor",

@@ -36,7 +36,8 @@ def _lokr(adapter: Adapter) -> Arrays:
     """Returns the factors; multiplies the scale into w2 if neither is split, since LyCORIS then assumes scale
     1.
     """
-    leaves, cfg = dict(adapter.params), adapter.config
+    leaves = dict(adapter.params)
+    cfg = adapter.config
     if "lokr_w1" in leaves and "lokr_w2" in leaves:
         return {
             **leaves,

@@ -47,7 +47,8 @@ def _judge(given: AnsweredRows) -> Judgement:
 
 
 def _one(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
-    labels, answers = [*map(str, rows.expected)], [result["label"] for result in rows.results]
+    labels = [*map(str, rows.expected)]
+    answers = [result["label"] for result in rows.results]
     wanted, given = (np.array(some)[:, None] == [*names] for some in (labels, answers))
     right = (wanted & given).any(1)
     likely = np.array([result["scores"][one] for result, one in zip(rows.results, labels, strict=True)])
@@ -66,7 +67,8 @@ def _any(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
         np.array([[name in row for name in names] for row in some])
         for some in ([[*map(str, labels)] for labels in rows.expected], answers)
     )
-    both, every = (wanted & given).sum(1), wanted.sum(1) + given.sum(1)
+    both = (wanted & given).sum(1)
+    every = wanted.sum(1) + given.sum(1)
     f1 = np.where(every, 2 * both / np.maximum(every, 1), 1.0)
     same = (wanted == given).all(1)
     measures = [ratio("f1", 2 * both, every), f1_of_labels(given, wanted), ratio("accuracy", same)]
@@ -98,7 +100,8 @@ def confusion(
         >>> confusion(["no", "yes"], ["no", "no"], ["no", "yes"])[1].tolist()
         [[1, 1], [0, 0]]
     """
-    place, counts = {name: at for at, name in enumerate(names)}, np.zeros((len(names), len(names)), int)
+    place = {name: at for at, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), int)
     for right, answer in zip(wanted, given, strict=True):
         if answer in place:
             counts[place[right], place[answer]] += 1

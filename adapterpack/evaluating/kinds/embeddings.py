@@ -69,7 +69,8 @@ def _ranks(keys: Sequence[Sequence[str]], vectors: np.ndarray) -> np.ndarray:
     what else belongs to the same first one does not compete. ``keys`` tell which are the same.
     """
     places = {key: (at, part) for at, row in enumerate(keys) for part, key in enumerate(row) if part}
-    others, number = np.array([vectors[place] for place in places.values()]), [*places].index
+    others = np.array([vectors[place] for place in places.values()])
+    number = [*places].index
     own: dict[str, list[int]] = {}
     for first, second, *_ in keys:
         own.setdefault(first, []).append(number(second))

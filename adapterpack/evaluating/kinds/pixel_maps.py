@@ -35,7 +35,8 @@ def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> RowPa
 def _count_pixels(model: EvaluatedModel, row: EvaluationRow, result: Result) -> Result:
     """Returns how many pixels of each label are right, given or wanted, and wanted."""
     assert model.labels is not None
-    answer, count = result["segmentation"], len(model.labels.names)
+    answer = result["segmentation"]
+    count = len(model.labels.names)
     given = np.full((answer["size"][1], answer["size"][0]), count)
     for segment in answer["segments"]:
         runs = segment["counts"]

@@ -37,7 +37,8 @@ def _reader(encode_answer: Callable[..., Any], paired: bool = True, asks: bool =
     """
 
     def read_table(rows: Any, report: DataReport) -> RowReader:
-        read_row, sides = read_answers(rows, report, paired), _SIDES if paired else ("completion",)
+        read_row = read_answers(rows, report, paired)
+        sides = _SIDES if paired else ("completion",)
 
         def read(model: EvaluatedModel, row: Row, place: object) -> RowParts:
             read = read_row(row, place)
@@ -72,7 +73,8 @@ def _scored(row: Row, answer: Any, model: EvaluatedModel, place: object) -> dict
             where=place,
             found=", ".join(model.labels.names),
         )
-    tokenizer, whole = model.tokenizer, row["prompt"] + answer if "prompt" in row else answer
+    tokenizer = model.tokenizer
+    whole = row["prompt"] + answer if "prompt" in row else answer
     if isinstance(whole, str):
         return {"input_ids": tokenizer(whole.removesuffix(end := tokenizer.eos_token) + end)["input_ids"]}
     return {"input_ids": tokenizer.apply_chat_template(whole, tools=row.get("tools"), return_dict=False)}
@@ -92,10 +94,13 @@ def _judge(rows: AnsweredRows) -> Judgement:
 
 
 def _judge_verdicts(rows: AnsweredRows) -> Judgement:
-    value, good = _values(rows.replies)[:, 0], np.array([row.known for row in rows.rows])
-    measures, name = [_gap("margin", value, good)], "log_likelihood"
+    value = _values(rows.replies)[:, 0]
+    good = np.array([row.known for row in rows.rows])
+    measures = [_gap("margin", value, good)]
+    name = "log_likelihood"
     if rows.base is not None and rows.base is not rows.replies:
-        value, name = value - _values(rows.base)[:, 0], "reward"
+        value = value - _values(rows.base)[:, 0]
+        name = "reward"
         measures += [ratio("reward_accuracy", (value > 0) == good), _gap("reward_margin", value, good)]
     return Judgement(measures, {name: value}, np.where(good, -value, value), value.tolist())
 

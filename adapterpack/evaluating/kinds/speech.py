@@ -37,7 +37,8 @@ def edits(one: Sequence[str], two: Sequence[str]) -> int:
         >>> edits("kitten", "sitting")
         3
     """
-    at, others = np.arange(len(two) + 1), np.array([*two])
+    at = np.arange(len(two) + 1)
+    others = np.array([*two])
     costs = at
     for number, item in enumerate(one, 1):
         best = np.minimum(costs[1:] + 1, costs[:-1] + (others != item))

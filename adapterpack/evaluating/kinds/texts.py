@@ -80,10 +80,8 @@ def _read_pairs(rows: Any, report: DataReport) -> RowReader:
         tokenizer = model.tokenizer
         with form.errors(place):
             *before, last = form.read(row).messages
-            source, text = (
-                "\n".join(text_of(message["content"]) for message in before),
-                text_of(last["content"]),
-            )
+            source = "\n".join(text_of(message["content"]) for message in before)
+            text = text_of(last["content"])
         scored = {
             "input_ids": tokenizer(source)["input_ids"],
             "labels": target_ids(tokenizer, text, model.max_length, place),
@@ -126,7 +124,9 @@ def length_options(session: Session, rows: Sequence[EvaluationRow]) -> Mapping[s
 
 
 def _judge(rows: AnsweredRows) -> Judgement:
-    measures, figures, badness = [], dict[str, np.ndarray](), np.zeros(len(rows.rows))
+    measures = []
+    figures = dict[str, np.ndarray]()
+    badness = np.zeros(len(rows.rows))
     answers = [reply.results[0]["completion"] if reply.results else "" for reply in rows.replies]
     if rows.rows[0].asked:
         pairs = [*zip(answers, rows.expected, strict=True)]
@@ -171,7 +171,8 @@ def longest_common(one: Sequence[str], two: Sequence[str]) -> int:
         >>> longest_common("abcd", "xacyd")
         3
     """
-    lengths, others = np.zeros(len(two) + 1, int), np.array([*two])
+    lengths = np.zeros(len(two) + 1, int)
+    others = np.array([*two])
     for word in one:
         longer = np.where(others == word, lengths[:-1] + 1, lengths[1:])
         lengths[1:] = np.maximum.accumulate(np.maximum(longer, lengths[1:]))

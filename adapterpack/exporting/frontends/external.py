@@ -50,7 +50,8 @@ class _Part(NamedTuple):
 
 def _build(source: ExportSource) -> BaseGraph:
     """Returns the graph of the source's file, with a separate node for each module that the packs change."""
-    path, base = source.file, Checkpoint(source.folder)
+    path = source.file
+    base = Checkpoint(source.folder)
     assert path is not None, "the frontend supports sources with a file only"
     graph = GraphFile(path)
     data = require_safe(graph)
@@ -131,7 +132,8 @@ def _separate_modules(
     model: ir.Model, name: str, transposed: bool, modules: Sequence[_Part], where: Path
 ) -> dict[ir.Node, str]:
     """Replaces one MatMul by a MatMul for each module, in place, and returns the nodes with their paths."""
-    value, readers = model.graph.initializers[name], _nodes(model, name, transposed)
+    value = model.graph.initializers[name]
+    readers = _nodes(model, name, transposed)
     if len(readers) != 1:
         raise Unsupported(
             "several nodes multiply by this weight, and a slot could not tell them apart",
@@ -162,7 +164,8 @@ def _separate_modules(
         joined = concat.outputs[0]
         model.graph.insert_before(node, concat)
     joined.shape, joined.type = last.shape, last.type
-    was, last.name = last.name, f"{last.name}/packed"
+    was = last.name
+    last.name = f"{last.name}/packed"
     joined.name = was
     last.replace_all_uses_with(joined, replace_graph_outputs=True)
     gone = [last.producer()] if last.producer() is not node else []
@@ -193,7 +196,8 @@ def _linear(
     """Adds a MatMul, and an Add if there is a bias, for one part of a packed weight; returns the node and the
     final value.
     """
-    features, x = slice(part.at, part.at + part.width), old.inputs[0]
+    features = slice(part.at, part.at + part.width)
+    x = old.inputs[0]
 
     def weight_of() -> np.ndarray:
         """Reads the output features of the part as ``[in, out]``, only when they are written."""
@@ -202,7 +206,8 @@ def _linear(
 
     weight = _initializer(model, f"{part.path}.weight_t", weight_of, (x.shape[-1], part.width))
     node = ir.node("MatMul", [x, weight], name=f"{part.path}/MatMul")
-    nodes, end = [node], node.outputs[0]
+    nodes = [node]
+    end = node.outputs[0]
     shape = ir.Shape([*list(x.shape)[:-1], part.width])
     end.name, end.shape, end.type = f"{part.path}/product", shape, x.type
     if bias is not None:

@@ -60,7 +60,8 @@ _Number = int | list[int] | np.generic | np.ndarray
 def _read_in_slices(graph: ir.Graph) -> None:
     """Lets weights in half precision be widened a slice at a time: the builder widens each as a whole."""
     for name, value in graph.initializers.items():
-        tensor, stored = value.const_value, _checkpoint_weight(value)
+        tensor = value.const_value
+        stored = _checkpoint_weight(value)
         if stored is not None and tensor.dtype == ir.DataType.FLOAT and stored.shape == tuple(tensor.shape):
             read = partial(_widen, stored)
             value.const_value = SlicedTensor(read, tensor.dtype, tuple(tensor.shape), name)
@@ -91,7 +92,8 @@ def _exact_scale(graph: ir.Graph, hidden: object) -> None:
         return
     exact = math.sqrt(hidden)
     for node in [node for node in graph if node.op_type == "Mul"]:
-        source, factor = node.inputs[0].producer(), constant_input(node, 1)
+        source = node.inputs[0].producer()
+        factor = constant_input(node, 1)
         if source is None or source.op_type != "Gather" or factor is None or factor.size != 1:
             continue
         if 0 < abs(factor.item() - exact) < 1e-3 * exact:

@@ -36,7 +36,8 @@ def plan_long_rows(source: ExportSource) -> LongRows:
     """Plans the long rows for the proof of this source's graph."""
     if "input_ids" not in source.task.inputs:
         return LongRows()
-    config, checkpoint = config_of(source.folder).to_dict(), Checkpoint(source.folder)
+    config = config_of(source.folder).to_dict()
+    checkpoint = Checkpoint(source.folder)
     weights = sum(math.prod(info.shape) for info in checkpoint.tensors.values() if len(info.shape) > 1)
     stack = None if source.file or source.task.has_encoder else stack_of(checkpoint, config)
     layers, kept = (1, 1) if stack is None else (stack.layers, stack.kept)
@@ -59,7 +60,8 @@ def prove_long_rows(
     Raises:
         ParityError: a row differs.
     """
-    task, config = source.task, config_of(source.folder)
+    task = source.task
+    config = config_of(source.folder)
     packs: dict[str | None, Pack | None] = {None: None, **{pack.name: pack for pack in source.packs}}
     rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
     most = context_of(session)

@@ -71,9 +71,12 @@ def prove_bundle(
     if plan.depth == "none":
         say("the graph is NOT proved")
         return dataclasses.replace(bundle, padding=paddings[0], parity=_nothing(bundle, plan))
-    started, packs, rows = time.perf_counter(), source.packs, plan.rows
+    started = time.perf_counter()
+    packs = source.packs
+    rows = plan.rows
     if plan.depth == "layers" and small is not None:
-        source, paddings = source._replace(packs=sample(packs)), (small.padding,)
+        source = source._replace(packs=sample(packs))
+        paddings = (small.padding,)
         rows = rows._replace(whole=(), few=plan.small_rows.whole, kept=plan.report(packs)["layers"])
     if plan.whole:
         say("load the model in torch and prove parity")
@@ -133,7 +136,8 @@ def _by_itself(bundle: Bundle, folder: Path, source: ExportSource, say: Say) -> 
         ParityError: they differ, or an output is not finite.
     """
     bundle.write(folder, draft=True)
-    session, task = Session(folder, provider="cpu", mapped=True, verify="off"), source.task
+    session = Session(folder, provider="cpu", mapped=True, verify="off")
+    task = source.task
     names = [None, *(pack.name for pack in source.packs)]
     steps = StepCounter(len(names) + _itself_steps(session, len(names)), say)
     batch = _batch(session, source, lambda: empty_model(source.folder, task))
@@ -198,7 +202,8 @@ def prove(
         BaseMismatch: by its canary, a pack was made for another base.
         NothingToDo: by its canary, an adapter has no effect.
     """
-    session, task = Session(folder, provider="cpu", mapped=True, verify="off"), source.task
+    session = Session(folder, provider="cpu", mapped=True, verify="off")
+    task = source.task
     tolerance = precision(session.bundle.dtype).tolerance
     batch = _batch(session, source, lambda: model)
     errors: dict[str, Errors] = {}
@@ -271,7 +276,8 @@ def _agreement(
     Raises:
         ParityError: one is over the tolerance.
     """
-    tolerance, name = precision(session.bundle.dtype).tolerance, session.folder.name
+    tolerance = precision(session.bundle.dtype).tolerance
+    name = session.folder.name
     mixed = _mix_rows(session, batch, outputs, steps)
     itself = "the graph disagrees with itself when "
     require_close(f"{itself}rows of one batch use different adapters", mixed or 0.0, scale, tolerance, name)
@@ -317,8 +323,10 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
         or (output[..., wide:] > NONE_BELOW).any()
     ):
         return Errors(float("inf"), 0.0, 0.0)
-    output, chosen = output[..., :wide], ... if real is None else real
-    error, scale = np.abs(output - reference)[chosen].max(), np.abs(reference[chosen]).max()
+    output = output[..., :wide]
+    chosen = ... if real is None else real
+    error = np.abs(output - reference)[chosen].max()
+    scale = np.abs(reference[chosen]).max()
     # with one number for each position, argmax picks one position of a row
     if real is not None and real.ndim == output.ndim:
         rows = zip(output, reference, real, strict=True)
@@ -372,7 +380,8 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], st
     image_token = session.image_token if "image_features" in session.task.main.inputs else None
     errors = []
     for number in range(max(len(names), len(LENGTHS))):
-        row, name = number % len(LENGTHS), names[number % len(names)]
+        row = number % len(LENGTHS)
+        name = names[number % len(names)]
         alone = session.run(row_of(batch, row, image_token), name)
         steps.tick()
         for key, together in single[name].items():

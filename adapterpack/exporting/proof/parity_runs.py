@@ -104,7 +104,8 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
         shown = batch["attention_mask"]
         rows = [_reread(model, row_of(batch, row)["input_ids"], kept) for row in range(len(shown))]
         return {key: _pad_rows([row[key] for row in rows], shown) for key in rows[0]}
-    mask, parameters = batch.get("attention_mask"), signature(model.forward).parameters
+    mask = batch.get("attention_mask")
+    parameters = signature(model.forward).parameters
     apart = is_recurrent(model) or "position_ids" not in parameters or _counts_itself(model)
     if task.pads_left and mask is not None and not mask.all() and apart:
         # padding gets into the states or the positions of some models, so each row runs alone
@@ -112,7 +113,8 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
         rows = [_run_model(task, model, row_of(batch, row, token), kept) for row in range(len(mask))]
         return {key: _pad_rows([row[key] for row in rows], mask) for key in rows[0]}
     # with grids the model counts in time, height and width by itself
-    counted, first = "position_ids" in parameters and GRIDS not in batch, batch
+    counted = "position_ids" in parameters and GRIDS not in batch
+    first = batch
     if "image_features" in task.main.inputs:
         types = token_types(model, torch.from_numpy(batch["input_ids"]))
         first = {**batch, **{key: one.numpy() for key, one in types.items()}}

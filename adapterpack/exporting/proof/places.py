@@ -66,7 +66,8 @@ def require_places(folder: Path, sites: SiteMap, base: Checkpoint) -> int:
 
 def _rounds(graph: GraphFile, codes: str, scales: str, matrix: np.ndarray, at: int) -> bool:
     """Returns whether columns of codes in eight bits, from ``at`` on, are the rows of a matrix to nearest."""
-    columns, steps = graph.array(codes).T[at : at + len(matrix)], graph.array(scales)[at : at + len(matrix)]
+    columns = graph.array(codes).T[at : at + len(matrix)]
+    steps = graph.array(scales)[at : at + len(matrix)]
     return columns.shape == matrix.shape and all(
         (
             np.abs(columns[block] * steps[block, None] - matrix[block].astype(np.float32))

@@ -54,7 +54,8 @@ def example(
     Raises:
         Unsupported: how the model hears is not known.
     """
-    rng, inputs = np.random.default_rng(seed), Arrays()
+    rng = np.random.default_rng(seed)
+    inputs = Arrays()
     if "pixel_values" in task.inputs and "image_features" not in task.main.inputs:
         shape, _ = images_of(config, "height" in task.main.axes.get("pixel_values", ()))
         inputs["pixel_values"] = rng.standard_normal((len(lengths), *shape)).astype(np.float32)
@@ -110,7 +111,8 @@ def _with_images(
     """
     from .vision_parts import Vision  # noqa: PLC0415 - torch only for a model
 
-    form, seeing = Vision(model), [number for number in range(len(rows)) if number not in bare]
+    form = Vision(model)
+    seeing = [number for number in range(len(rows)) if number not in bare]
     places = [(seeing[0], 2)] * (len(rows[seeing[0]]) > 1) + [(row, 1) for row in seeing]
     images = form.example(len(places), rng)
     lengths = form.layout.lengths(form.layout.whole(images))
@@ -140,5 +142,6 @@ def images_of(config: PretrainedConfig, free: bool) -> tuple[tuple[int, int, int
     any_size = size is None
     with contextlib.suppress(Unsupported):
         made = preparation(Path(config._name_or_path)).extent
-        size, any_size = made or size, made is None
+        size = made or size
+        any_size = made is None
     return image_shape({**vision, "image_size": size or _SMALL}), any_size

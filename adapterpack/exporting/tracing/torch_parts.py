@@ -82,7 +82,8 @@ class Frames(Plain):
         """Also returns how many frames of a row are its own by the model's own function, where a mask tells
         padding from sound.
         """
-        named, mask = super().forward(**inputs), inputs.get("attention_mask")
+        named = super().forward(**inputs)
+        mask = inputs.get("attention_mask")
         if mask is None:
             return named
         length_of = getattr(self.inner, "_get_feat_extract_output_lengths", None)
@@ -161,9 +162,11 @@ class RereadingDecoder(CausalDecoder):
         """Returns the logits of the new tokens, and as the key of one layer all tokens
         ``[batch, 1, total, 1]``. Padding is moved behind a row's tokens, which it then does not change.
         """
-        ids, own = tokens["input_ids"], self.takes.keys() & {"use_cache"}
+        ids = tokens["input_ids"]
+        own = self.takes.keys() & {"use_cache"}
         ids = torch.cat([*(layer["key"][:, 0, :, 0].to(ids.dtype) for layer in past), ids], 1)
-        total, first = ids.shape[1], attention_mask.argmax(1, keepdim=True)
+        total = ids.shape[1]
+        first = attention_mask.argmax(1, keepdim=True)
         places = torch.arange(total)[None] + first
         places = torch.where(places < total, places, places - total)
         output = self.inner(
@@ -198,7 +201,8 @@ class Encoder(TorchPart):
 
     def forward(self, **inputs: Tensor) -> Named:
         """Returns the keys and values ``encoder.<layer>.key`` ``[batch, heads, source, head_dim]``."""
-        rows, slots = next(iter(inputs.values())).shape[0], _slots(inputs)
+        rows = next(iter(inputs.values())).shape[0]
+        slots = _slots(inputs)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         start = torch.zeros((rows, 1), dtype=torch.int64)
         if slots:
@@ -308,7 +312,8 @@ def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) ->
         yield
         return
     count = slots["virtual_here"].to(torch.int64).sum(1, keepdim=True)
-    inner, takes = trunk.forward, tuple(signature(type(trunk).forward).parameters)[1:]
+    inner = trunk.forward
+    takes = tuple(signature(type(trunk).forward).parameters)[1:]
 
     def around(*args: Any, **kwargs: Any) -> Any:
         inputs = {**dict(zip(takes, args, strict=False)), **kwargs}

@@ -89,7 +89,8 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
     tensors = {
         name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()
     }
-    graphs, sound = {}, sound_of(model)
+    graphs = {}
+    sound = sound_of(model)
     parts = [_with_axes(part, sound, model) for part in task.parts]
     for part in parts:
         form = part_class(part.form)(model)
@@ -198,7 +199,8 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
 
 def _join_weights(model: ir.Model) -> None:
     """Makes all uses of a module read one weight: the exporter folds its transposition at each use anew."""
-    nodes, held = {node.name: node for node in model.graph}, model.graph.initializers
+    nodes = {node.name: node for node in model.graph}
+    held = model.graph.initializers
     first: dict[str, str] = {}
     for site in uses_of_modules(model, module_path):
         shared = first.setdefault(site.path, site.weight)

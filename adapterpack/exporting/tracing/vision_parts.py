@@ -71,7 +71,8 @@ class Vision(TorchPart):
                 remedy="run this model under torch",
             )
         self.patched, sized = "grid_thw" in takes, "image_sizes" in takes
-        self.masked, pooled = "patch_attention_mask" in takes, "pixel_position_ids" in takes
+        self.masked = "patch_attention_mask" in takes
+        pooled = "pixel_position_ids" in takes
         if pooled:
             self.axes = {"pixel_values": ("patches", None)}
         elif self.patched:
@@ -209,7 +210,8 @@ class SeeingDecoder(CausalDecoder):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        text, self.types = model.config.get_text_config(), type_name(model)
+        text = model.config.get_text_config()
+        self.types = type_name(model)
         by_image = getattr(text, "use_bidirectional_attention", None) == "vision"
         self.ahead = self.types == "token_type_ids" or by_image
 
@@ -229,7 +231,8 @@ class SeeingDecoder(CausalDecoder):
         ``token_type_ids`` are 0 at tokens of a prompt that attend to all of it.
         """
         is_image = input_ids == self.config.image_token_id
-        table, count = self.inner.get_input_embeddings(), image_features.shape[1]
+        table = self.inner.get_input_embeddings()
+        count = image_features.shape[1]
         ids, others = input_ids, {}
         if "per_layer_inputs" in self.takes:
             text = self.config.get_text_config()

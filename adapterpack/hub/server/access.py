@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
 from ...http import HTTPError
-from ...io import require_private
+from ...io import require_private, sha256_of_text
 from .storage import Settings
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -65,7 +65,7 @@ class Access:
                     where=f"{path}, line {number}",
                     expected="NAME read|write TOKEN, the token of at least 16 characters",
                 )
-            accounts[_digest(match[3])] = Account(match[1], match[2] == "write")
+            accounts[sha256_of_text(match[3])] = Account(match[1], match[2] == "write")
         return cls(accounts)
 
     def account(self, authorization: str | None) -> Account | None:
@@ -77,7 +77,7 @@ class Access:
         scheme, _, token = (authorization or "").partition(" ")
         if not token:
             return None
-        account = self.accounts.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
+        account = self.accounts.get(sha256_of_text(token.strip())) if scheme.lower() == "bearer" else None
         if account is None:
             raise HTTPError(401, "Unauthorized", "Invalid credentials in Authorization header")
         return account
@@ -136,7 +136,3 @@ class Access:
 
     def _signature(self, what: str, size: int, until: int) -> str:
         return hmac.new(self.secret, f"{what} {size} {until}".encode(), hashlib.sha256).hexdigest()
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

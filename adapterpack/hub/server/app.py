@@ -187,7 +187,7 @@ def _require_visible(asked: HubRequest) -> None:
     not exist.
     """
     try:
-        hidden = asked.hub.storage.settings(asked.repo).private
+        hidden = asked.storage.settings(asked.repo).private
     except HTTPError:
         hidden = True
     if hidden and asked.account is None:

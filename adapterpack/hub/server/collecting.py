@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from ...errors import storage_errors
 from .parts import UploadedParts
@@ -20,7 +19,9 @@ class Collector:
     """
 
     def __init__(self, storage: HubStorage, parts: UploadedParts) -> None:
-        self.storage, self.parts, self._checked_until = storage, parts, 0.0
+        self.storage = storage
+        self.parts = parts
+        self._checked_until = 0.0
 
     def collect(self) -> int:
         """Runs one collection and returns the number of removed blobs.
@@ -35,16 +36,15 @@ class Collector:
                 if path.is_file() and not path.name.startswith(".") and path.lstat().st_mtime < until:
                     path.unlink(missing_ok=True)
             orphans = {
-                path.name for path in self._blobs() if self._checked_until <= path.lstat().st_mtime < until
+                path.name
+                for path in (self.storage.root / "blobs").glob("*/*")
+                if path.is_file() and self._checked_until <= path.lstat().st_mtime < until
             }
             if orphans:
                 orphans.difference_update(self._list_named())
             gone = sum(self._remove(sha256, until) for sha256 in orphans)
         self._checked_until = until
         return gone
-
-    def _blobs(self) -> Iterator[Path]:
-        return (path for path in (self.storage.root / "blobs").glob("*/*") if path.is_file())
 
     def _list_named(self) -> Iterator[str]:
         """Yields the SHA-256 of everything that a commit needs, including its pages."""

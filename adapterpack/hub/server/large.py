@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...http import HTTPError, bad_request, chunks_of
 from ...io import Json
-from .parts import part_sizes
+from .parts import part_size
 from .requests import HubRequest
 from .storage import SPARE
 from .writing import Sha256
@@ -53,9 +53,10 @@ def batch(asked: HubRequest) -> Response:
     """Returns the upload URLs of large files; files that are present need none. ``held`` lists parts that are
     present already.
     """
-    wanted, answer = asked.json(Batch), []
+    wanted = asked.json(Batch)
+    answer = []
     for one in wanted.objects:
-        stored = asked.hub.storage.renew(one.oid)
+        stored = asked.storage.renew(one.oid)
         upload = None if stored else _action(asked, one, "multipart" in wanted.transfers)
         actions = {} if upload is None else {"actions": {"upload": upload}}
         answer.append({"oid": one.oid, "size": one.size, **actions})
@@ -63,33 +64,37 @@ def batch(asked: HubRequest) -> Response:
 
 
 def _action(asked: HubRequest, wanted: LargeObject, in_parts: bool) -> Json:
-    access, sha256, size = asked.hub.access, wanted.oid, wanted.size
-    place, sizes = f"{asked.origin}/lfs/{sha256}", part_sizes(size, asked.hub.part) if in_parts else None
-    if sizes is None:
+    access = asked.hub.access
+    sha256 = wanted.oid
+    size = wanted.size
+    place = f"{asked.origin}/lfs/{sha256}"
+    step = part_size(size, asked.hub.part) if in_parts else None
+    if step is None:
         return {"href": f"{place}?{access.sign(sha256, size)}"}
     addresses = {
-        str(number): f"{place}/{number}?{access.sign(f'{sha256}/{number}', sizes.length(number))}"
-        for number in range(1, sizes.parts + 1)
+        str(number): f"{place}/{number}?{access.sign(f'{sha256}/{number}', min(step, size - start))}"
+        for number, start in enumerate(range(0, size, step), 1)
     }
     received = {str(number): etag for number, etag in asked.hub.parts.list_received(sha256).items()}
-    header = {"chunk_size": str(sizes.part_size), **addresses}
+    header = {"chunk_size": str(step), **addresses}
     return {"href": f"{place}?{access.sign(f'{sha256}/all', size)}", "header": header, "held": received}
 
 
 async def upload(asked: HubRequest) -> Response:
     """Receives a large file at a URL that was signed for exactly these bytes."""
     sha256 = asked.request.path_params["sha256"]
-    with asked.hub.storage.incoming() as path:
+    with asked.storage.incoming() as path:
         if await _receive(asked, sha256, path) != sha256:
             raise bad_request(_OTHER_BYTES)
-        await run_in_threadpool(asked.hub.storage.adopt, path, sha256)
+        await run_in_threadpool(asked.storage.adopt, path, sha256)
     return Response()
 
 
 async def upload_part(asked: HubRequest) -> Response:
     """Receives one part of a large file and returns its SHA-256 as ETag."""
-    sha256, number = asked.request.path_params["sha256"], asked.request.path_params["number"]
-    with asked.hub.storage.incoming() as path:
+    sha256 = asked.request.path_params["sha256"]
+    number = asked.request.path_params["number"]
+    with asked.storage.incoming() as path:
         etag = await _receive(asked, f"{sha256}/{number}", path)
         # the signature has proved that it is a number
         await run_in_threadpool(asked.hub.parts.keep, sha256, int(number), path, etag)
@@ -103,7 +108,7 @@ def complete(asked: HubRequest) -> Response:
     parts = asked.json(SentParts).parts
     if [part.number for part in parts] != list(range(1, len(parts) + 1)):
         raise bad_request("parts are numbered from 1")
-    if not asked.hub.storage.renew(sha256):
+    if not asked.storage.renew(sha256):
         asked.hub.parts.join(sha256, size, [part.etag.strip('"') for part in parts])
     return JSONResponse({"success": True})
 
@@ -113,9 +118,10 @@ async def _receive(asked: HubRequest, signed: str, path: Path) -> str:
     for.
     """
     size = asked.hub.access.require_signed(signed, asked.request.query_params)
-    if size + SPARE > asked.hub.storage.free():
+    if size + SPARE > asked.storage.free():
         raise HTTPError(507, "NoSpace", "The hub's disk is full")
-    count, hasher = 0, hashlib.sha256()
+    count = 0
+    hasher = hashlib.sha256()
     with path.open("wb") as file:
 
         def take(chunk: bytes) -> None:

@@ -13,7 +13,6 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 from ...errors import storage_errors
 from ...http import bad_request
@@ -26,30 +25,15 @@ _NAME = re.compile(r"(\d{1,5})-([0-9a-f]{64})")
 _CHUNK = 1 << 20
 
 
-class PartSizes(NamedTuple):
-    """How a file of ``size`` bytes is cut: every part has ``part_size`` bytes, the last one the rest."""
-
-    size: int
-    part_size: int
-
-    @property
-    def parts(self) -> int:
-        """The number of parts, which are numbered from 1."""
-        return math.ceil(self.size / self.part_size)
-
-    def length(self, number: int) -> int:
-        """Returns the bytes of a part."""
-        return min(self.part_size, self.size - self.part_size * (number - 1))
-
-
-def part_sizes(size: int, part: int) -> PartSizes | None:
-    """Returns how a file is cut, or None if it is sent in one piece.
+def part_size(size: int, part: int) -> int | None:
+    """Returns the bytes of every part of a file but the last, which has the rest; None if the file is sent in
+    one piece.
 
     Example:
-        >>> part_sizes(100, part=40), part_sizes(40, part=40)
-        (PartSizes(size=100, part_size=40), None)
+        >>> part_size(100, part=40), part_size(40, part=40)
+        (40, None)
     """
-    return PartSizes(size, max(part, math.ceil(size / _MOST))) if size > part else None
+    return max(part, math.ceil(size / _MOST)) if size > part else None
 
 
 class UploadedParts:
@@ -91,7 +75,8 @@ class UploadedParts:
         paths = [self.root / sha256 / f"{number}-{etag}" for number, etag in enumerate(etags, 1)]
         if not all(path.is_file() for path in paths):
             raise bad_request("A part is missing: send the file again")
-        hasher, count = hashlib.sha256(), 0
+        hasher = hashlib.sha256()
+        count = 0
         with storage_errors(self.root), self.storage.incoming() as whole:
             with whole.open("wb") as target:
                 for path in paths:

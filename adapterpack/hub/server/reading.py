@@ -28,7 +28,8 @@ def whoami(asked: HubRequest) -> Response:
     """Returns the owner of the token."""
     if asked.account is None:
         raise HTTPError(401, "Unauthorized", "Invalid username or password.")
-    name, role = asked.account.name, "write" if asked.account.write else "read"
+    name = asked.account.name
+    role = "write" if asked.account.write else "read"
     return JSONResponse(
         {
             "type": "user",
@@ -44,7 +45,7 @@ def models(asked: HubRequest) -> Response:
     """Lists the repositories that the client may see, in pages that the Link header connects; ``author``
     selects an owner.
     """
-    storage, query = asked.hub.storage, asked.request.query_params
+    storage, query = asked.storage, asked.request.query_params
 
     def list_repos() -> Iterator[tuple[str, Any]]:
         for repo in storage.repos():
@@ -62,7 +63,8 @@ def info(asked: HubRequest) -> Response:
     list is empty, and clients list the tree in pages instead.
     """
     oid, commit = _commit(asked)
-    settings, blobs = asked.hub.storage.settings(asked.repo), "blobs" in asked.request.query_params
+    settings = asked.storage.settings(asked.repo)
+    blobs = "blobs" in asked.request.query_params
     files = commit.files if len(commit.files) <= MAX_LISTED else {}
     return JSONResponse(
         {
@@ -88,8 +90,10 @@ def info(asked: HubRequest) -> Response:
 
 def tree(asked: HubRequest) -> Response:
     """Lists files and folders below a path, in pages that the Link header connects."""
-    query, folder = asked.request.query_params, asked.path.strip("/")
-    recursive, files = query.get("recursive", "").lower() in {"true", "1"}, _commit(asked)[1].files
+    query = asked.request.query_params
+    folder = asked.path.strip("/")
+    recursive = query.get("recursive", "").lower() in {"true", "1"}
+    files = _commit(asked)[1].files
     if folder and "cursor" not in query and next(files.below(folder, recursive), None) is None:
         raise HTTPError(404, "EntryNotFound", "Entry not found")
     below = files.below(folder, recursive, query.get("cursor", ""))
@@ -124,7 +128,7 @@ def refs(asked: HubRequest) -> Response:
     listed = {
         key: [
             {"name": name, "ref": f"{prefix}{name}", "targetCommit": oid}
-            for name, oid in asked.hub.storage.refs(asked.repo, kind).items()
+            for name, oid in asked.storage.refs(asked.repo, kind).items()
         ]
         for key, (kind, prefix) in _REFS.items()
     }
@@ -134,8 +138,9 @@ def refs(asked: HubRequest) -> Response:
 def resolve(asked: HubRequest) -> Response:
     """Returns the bytes of a file, or a range of them; for HEAD only the metadata."""
     oid, commit = _commit(asked)
-    asked.hub.access.require_granted(asked.account, asked.hub.storage.settings(asked.repo))
-    entry, of_commit = commit.files.get(asked.path), {"X-Repo-Commit": oid}
+    asked.hub.access.require_granted(asked.account, asked.storage.settings(asked.repo))
+    entry = commit.files.get(asked.path)
+    of_commit = {"X-Repo-Commit": oid}
     if entry is None:
         missing = {**of_commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
         return JSONResponse({"error": "Entry not found"}, 404, missing)
@@ -151,13 +156,13 @@ def resolve(asked: HubRequest) -> Response:
     scope = asked.request.scope
     if "," in asked.request.headers.get("range", ""):  # a request for several ranges gets the complete file
         scope["headers"] = [(key, value) for key, value in scope["headers"] if key != b"range"]
-    blob = asked.hub.storage.blob(entry.sha256)
+    blob = asked.storage.blob(entry.sha256)
     return FileResponse(blob, headers=headers, media_type="application/octet-stream")
 
 
 def _commit(asked: HubRequest) -> tuple[str, Commit]:
-    oid = asked.hub.storage.resolve(asked.repo, asked.revision)
-    return oid, asked.hub.storage.commit(asked.repo, oid)
+    oid = asked.storage.resolve(asked.repo, asked.revision)
+    return oid, asked.storage.commit(asked.repo, oid)
 
 
 def _list_entry(path: str, entry: Entry | None) -> Json:

@@ -41,6 +41,11 @@ class HubRequest:
     body: bytes = b""
 
     @property
+    def storage(self) -> HubStorage:
+        """The hub's storage."""
+        return self.hub.storage
+
+    @property
     def repo(self) -> str:
         """The repository in the path."""
         return f"{self.request.path_params['org']}/{self.request.path_params['name'].removesuffix('.git')}"

@@ -252,13 +252,13 @@ class HubStorage:
                 raise HTTPError(409, "Conflict", "Reference already exists")
             self._point(folder, kind, name, self.resolve(repo, revision))
 
-    def drop_ref(self, repo: str, kind: str, name: str) -> None:
-        """Removes a branch or a tag; commits stay."""
+    def drop_tag(self, repo: str, name: str) -> None:
+        """Removes a tag; commits stay."""
         folder = self.folder(repo)
         with hold_lock(folder / ".lock", alone=True):
-            if name not in self.refs(repo, kind) or (kind, name) == ("heads", names.MAIN):
+            if name not in self.refs(repo, "tags"):
                 raise HTTPError(404, "RevisionNotFound", "No such reference")
-            (folder / "refs" / kind / quote(name, safe="")).unlink()
+            (folder / "refs" / "tags" / quote(name, safe="")).unlink()
 
     @staticmethod
     def _point(folder: Path, kind: str, name: str, oid: str) -> None:

@@ -77,7 +77,10 @@ class Tree(Mapping[str, Entry]):
         ``after`` is the last path of the previous page of a listing.
         """
         prefix = f"{folder}/" if folder else ""
-        before, start, stop, more = after, max(prefix, after), prefix[:-1] + _AFTER_SLASH, True
+        before = after
+        start = max(prefix, after)
+        stop = prefix[:-1] + _AFTER_SLASH
+        more = True
         while more:
             more = False
             for path, entry in self.from_(start):
@@ -93,7 +96,8 @@ class Tree(Mapping[str, Entry]):
                         yield parent, None
                 if parents and not recursive:
                     # skips the contents of that folder
-                    start, more = prefix + parents[0] + _AFTER_SLASH, True
+                    start = prefix + parents[0] + _AFTER_SLASH
+                    more = True
                     break
                 yield path, entry
                 before = path

@@ -119,7 +119,7 @@ def create(asked: HubRequest) -> Response:
         raise bad_request("This hub keeps models only")
     private = new.visibility == "private" or new.private is True
     try:
-        asked.hub.storage.create(repo, private=private, author=asked.author)
+        asked.storage.create(repo, private=private, author=asked.author)
     except HTTPError as refused:
         if refused.status == 409:
             refused.more = address
@@ -131,14 +131,15 @@ def settings(asked: HubRequest) -> Response:
     """Sets who may see a repository (``visibility``), and whether reading its files needs a grant
     (``gated``).
     """
-    value, changes = asked.json(dict[str, Any]), dict[str, Any]()
+    value = asked.json(dict[str, Any])
+    changes = dict[str, Any]()
     if "gated" in value:
         changes["gated"] = value["gated"]
     if "visibility" in value or "private" in value:
         changes["private"] = value.get("visibility") == "private" or value.get("private") is True
     if changes.get("gated", False) not in ("auto", "manual", False) or not changes:
         raise bad_request("gated is auto, manual or false; visibility is public or private")
-    asked.hub.storage.set(asked.repo, lambda before: replace(before, **changes))
+    asked.storage.set(asked.repo, lambda before: replace(before, **changes))
     return JSONResponse(changes)
 
 
@@ -154,7 +155,7 @@ def grant(asked: HubRequest) -> Response:
             raise HTTPError(413, "TooLarge", f"A repository is granted to {_MAX_GRANTED} users at most")
         return replace(before, granted=tuple(sorted(granted)))
 
-    asked.hub.storage.set(asked.repo, change)
+    asked.storage.set(asked.repo, change)
     return JSONResponse({})
 
 
@@ -171,11 +172,12 @@ def preupload(asked: HubRequest) -> Response:
     """Tells how to send each file: in the commit, or separately as a large file. Files that exist come with
     their id.
     """
-    storage = asked.hub.storage
+    storage = asked.storage
     present = storage.commit(asked.repo, storage.resolve(asked.repo, asked.revision)).files
     answer = []
     for file in asked.json(Announcement).files:
-        suffix, entry = f".{_safe_path(file.path).rpartition('.')[2].lower()}", present.get(file.path)
+        suffix = f".{_safe_path(file.path).rpartition('.')[2].lower()}"
+        entry = present.get(file.path)
         large = file.size > _MAX_REGULAR or b"\0" in file.sample or suffix in _LARGE
         mode = {"path": file.path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         answer.append(mode if entry is None else {**mode, "oid": entry.sha256 if entry.lfs else entry.git})
@@ -191,13 +193,13 @@ def commit(asked: HubRequest) -> Response:
     operations = [parse_json(line, Operation) for line in lines]
 
     def change(files: dict[str, Entry]) -> None:
-        trees.change(files, [operation.step(asked.hub.storage) for operation in operations])
+        trees.change(files, [operation.step(asked.storage) for operation in operations])
         if clash := names.clash(files):
             raise bad_request(
                 f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}"
             )
 
-    oid, number = asked.hub.storage.change(
+    oid, number = asked.storage.change(
         asked.repo,
         asked.revision,
         asked.author,
@@ -221,20 +223,20 @@ def commit(asked: HubRequest) -> Response:
 
 def tag(asked: HubRequest) -> Response:
     """Creates a tag on a revision."""
-    asked.hub.storage.add_ref(asked.repo, "tags", asked.json(NewTag).tag, asked.revision)
+    asked.storage.add_ref(asked.repo, "tags", asked.json(NewTag).tag, asked.revision)
     return Response()
 
 
 def branch(asked: HubRequest) -> Response:
     """Creates a branch, by default from the main branch."""
     start = asked.json(NewBranch).starting_point or names.MAIN
-    asked.hub.storage.add_ref(asked.repo, "heads", asked.revision, start)
+    asked.storage.add_ref(asked.repo, "heads", asked.revision, start)
     return Response()
 
 
 def drop_tag(asked: HubRequest) -> Response:
     """Removes a tag."""
-    asked.hub.storage.drop_ref(asked.repo, "tags", asked.revision)
+    asked.storage.drop_tag(asked.repo, asked.revision)
     return Response()
 
 

@@ -130,7 +130,8 @@ class Remote:
         """
         from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
 
-        where, pause = f"{self}, {path}", constants.HF_HUB_DOWNLOAD_TIMEOUT
+        where = f"{self}, {path}"
+        pause = constants.HF_HUB_DOWNLOAD_TIMEOUT
 
         def require_commit(response: Any) -> None:
             commit = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")
@@ -228,7 +229,9 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
     names.require_safe([entry.path for entry in files], remote)
     listed: dict[str, ListedFile] = {}
     for entry in files:
-        path, size, lfs = entry.path, entry.size, entry.lfs
+        path = entry.path
+        size = entry.size
+        lfs = entry.lfs
         if not path.startswith(prefix):
             raise FormatError(
                 "the hub lists a file of another folder than was asked for", where=remote, found=path[:80]
@@ -249,7 +252,9 @@ def _entries(remote: Remote) -> Iterator[ListedEntry]:
     url = (
         f"{remote.endpoint}/api/models/{remote.repo}/tree/{remote.commit}{folder}?recursive=true&expand=false"
     )
-    limit, started, count = ByteLimit(remote, MAX_ANSWER), time.monotonic(), 0
+    limit = ByteLimit(remote, MAX_ANSWER)
+    started = time.monotonic()
+    count = 0
     for _ in range(MAX_PAGES):
         ask = partial(request_json, "GET", url, remote.hub, remote, list[ListedEntry], limit)
         response, page = with_retries(ask)

@@ -125,9 +125,12 @@ def _by_the_official_client(remote: Remote, draft: Draft, progress: Progress) ->
 
 
 def _by_requests(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any, Any]:
-    url, branch = f"{remote.endpoint}/api/models/{remote.repo}", quote(remote.reference.revision, safe="")
-    query, files = "?create_pr=1" if draft.pr else "", draft.files
-    total, done = sum(file.size for file in files.values()), 0
+    url = f"{remote.endpoint}/api/models/{remote.repo}"
+    branch = quote(remote.reference.revision, safe="")
+    query = "?create_pr=1" if draft.pr else ""
+    files = draft.files
+    total = sum(file.size for file in files.values())
+    done = 0
 
     def count(more: int) -> None:
         nonlocal done
@@ -164,7 +167,8 @@ def _by_requests(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any,
 
 def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]:
     """Returns the paths of the files that the hub wants as large files of git."""
-    large, paths = set[str](), list(files)
+    large = set[str]()
+    paths = list(files)
     for start in range(0, len(paths), _BATCH):
         value = {
             "files": [
@@ -247,7 +251,8 @@ def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: C
 
 
 def _addresses(hub: Endpoint, repo: str, files: list[LocalFile]) -> list[UploadObject]:
-    where, url = f"{repo}, large files", f"{hub.url}/{repo}.git/info/lfs/objects/batch"
+    where = f"{repo}, large files"
+    url = f"{hub.url}/{repo}.git/info/lfs/objects/batch"
     value = {
         "operation": "upload",
         "transfers": ["basic", "multipart"],
@@ -292,7 +297,8 @@ def _send_parts(hub: Endpoint, file: LocalFile, upload: Action, progress: Callab
     etags: list[str] = []
     try:
         for number, address in enumerate(addresses):
-            start, length = number * part_size, min(part_size, file.size - number * part_size)
+            start = number * part_size
+            length = min(part_size, file.size - number * part_size)
             etag = received.get(str(number + 1), "")
             same = re.fullmatch(r"[0-9a-f]{64}", etag) and etag == _sha256(file, start, length)
             etags.append(etag if same else _part(hub, address, file, start, length))

@@ -21,7 +21,10 @@ class HeaderFile(safetensors.SafetensorsFile):
     """
 
     def __init__(self, head: bytes, size: int, where: str) -> None:
-        self.path, self.size, self.head, self._bytes = Path(where), size, head, head
+        self.path = Path(where)
+        self.size = size
+        self.head = head
+        self._bytes = head
         self.tensors, self.metadata = safetensors.parse_header(io.BytesIO(head), size, where)
 
     def read(self, name: str) -> np.ndarray:

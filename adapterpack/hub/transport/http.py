@@ -76,7 +76,9 @@ class ByteLimit:
     """Counts the bytes of one response, or of several together, against a maximum."""
 
     def __init__(self, where: object, maximum: int) -> None:
-        self.where, self.maximum, self._left = where, maximum, maximum
+        self.where = where
+        self.maximum = maximum
+        self._left = maximum
 
     def add(self, count: int) -> None:
         """Counts bytes that have arrived.
@@ -129,7 +131,8 @@ def open_response(
     """
     from huggingface_hub.utils import build_hf_headers, get_session  # noqa: PLC0415
 
-    seconds, session = allowed_seconds(0) if seconds is None else seconds, get_session()
+    seconds = allowed_seconds(0) if seconds is None else seconds
+    session = get_session()
     home = origin(session.build_request("GET", endpoint.url))
     for_all = {**build_hf_headers(token=False), "Accept-Encoding": "identity", **(headers or {})}
     for_home = {**build_hf_headers(token=endpoint.token), **endpoint.headers, **for_all}
@@ -199,7 +202,8 @@ def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
     Raises:
         HubError: the body arrives too slowly.
     """
-    started, count = time.monotonic(), 0
+    started = time.monotonic()
+    count = 0
     for chunk in chunks:
         count += len(chunk)
         if time.monotonic() - started > allowed_seconds(count):
@@ -242,7 +246,8 @@ def request_json(
         data = read_body(response, where, limit)
         # headers count too: the session keeps some as cookies
         limit.add(sum(map(len, response.headers.values())))
-    text, secret = data.decode("utf-8", "replace"), response.extensions["secret"]
+    text = data.decode("utf-8", "replace")
+    secret = response.extensions["secret"]
     require_unrepeated(secret, text, where)
     try:
         value = json.loads(data)
@@ -250,7 +255,8 @@ def request_json(
             require_unrepeated(secret, json.dumps(value, ensure_ascii=False), where)
         return response, msgspec.convert(value, kind)
     except (ValueError, RecursionError):
-        expected, found = "JSON", repr(data[:40])
+        expected = "JSON"
+        found = repr(data[:40])
     except msgspec.ValidationError as error:
         expected, found = "what its API describes", str(error)[:200]
     raise HubError("the hub does not answer as it should", where=where, expected=expected, found=found)
@@ -331,7 +337,8 @@ def _error(response: Any, where: object, host: str | None) -> Exception:
         return HubError(
             f"the host that keeps the hub's files answers {response.status_code}", where=where, found=host
         )
-    reason, data = response.headers.get("X-Error-Message", ""), b""
+    reason = response.headers.get("X-Error-Message", "")
+    data = b""
     if not reason and "Content-Encoding" not in response.headers:
         for chunk in in_time(response.iter_raw(), where):
             data += chunk

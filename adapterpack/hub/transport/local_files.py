@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from ...errors import storage_errors
 from ...io import sha256_of
-from ...manifest.manifest import FileEntry
 
 _CHUNK = 1 << 20
 
@@ -34,11 +33,6 @@ class LocalFile:
             return cls(content, len(content), hashlib.sha256(content).hexdigest())
         with storage_errors(content):
             return cls(content, content.stat().st_size, sha256_of(content))
-
-    @classmethod
-    def of_entry(cls, folder: Path, entry: FileEntry) -> LocalFile:
-        """Makes an entry for a file of a manifest, whose digest was verified before."""
-        return cls(folder / entry.path, entry.size, entry.sha256)
 
     @cached_property
     def git(self) -> str:

@@ -123,7 +123,8 @@ class RegistryClient:
         """
 
         def send() -> Any:
-            home, url = Endpoint(self.home, False, self._granted), urljoin(self.url, path)
+            home = Endpoint(self.home, False, self._granted)
+            url = urljoin(self.url, path)
             content = None if file is None else file.part(0, file.size)
             asked = open_response(method, url, home, self.reference, content=content, **options)
             return stack.enter_context(asked)

@@ -95,8 +95,12 @@ class _Download:
     def __init__(
         self, remote: Remote, listed: ListedFile, place: Path, sha256: str | None, progress: Progress | None
     ) -> None:
-        self.remote, self.listed, self.place, self.progress = remote, listed, place, progress
-        self.where, self.wanted = f"{remote}, {listed.path}", sha256
+        self.remote = remote
+        self.listed = listed
+        self.place = place
+        self.progress = progress
+        self.where = f"{remote}, {listed.path}"
+        self.wanted = sha256
         self.restart()
         if place.exists():
             with storage_errors(place), place.open("rb") as file:
@@ -233,9 +237,7 @@ def _lock(sha256: str) -> Iterator[Path | None]:
     folder = own_folder(cache_folder() / "partial")
     with storage_errors(folder):
         remove_old(folder, _KEPT_SECONDS)
-        descriptor = os.open(
-            folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600
-        )
+        descriptor = os.open(folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         taken = False
         with suppress(OSError):  # a file system without locks

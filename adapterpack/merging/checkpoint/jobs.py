@@ -43,7 +43,8 @@ def jobs(shards: Sequence[Shard]) -> list[TensorJob]:
 
 def _job(tensor: MergedTensor, written_with: Mapping[str, MergedTensor]) -> TensorJob | None:
     """Returns the job that writes a tensor; None for a tensor that is written together with its weight."""
-    item, files = tensor.item, frozenset({tensor.shard.name})
+    item = tensor.item
+    files = frozenset({tensor.shard.name})
     if item.value is not None:
         return Put(files, item.place.nbytes, tensor)
     if item.storage is None:
@@ -72,7 +73,9 @@ def _spans(items: Sequence[Item]) -> Iterator[Span]:
     spans: list[list[int]] = []
     for item in items:
         assert item.source is not None
-        start, offset, nbytes = item.source.offset, item.place.offset, item.place.nbytes
+        start = item.source.offset
+        offset = item.place.offset
+        nbytes = item.place.nbytes
         if spans and spans[-1][0] + spans[-1][2] == start and spans[-1][1] + spans[-1][2] == offset:
             spans[-1][2] += nbytes
         elif nbytes:
@@ -138,7 +141,8 @@ def jobs_of(all_jobs: Sequence[TensorJob], share: JobShare) -> list[int]:
     for job in all_jobs:
         name = root(min(job.files))
         sizes[name] = sizes.get(name, 0) + job.nbytes
-    loads, assigned = [0] * share.count, {}
+    loads = [0] * share.count
+    assigned = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         assigned[name] = loads.index(min(loads))
         loads[assigned[name]] += sizes[name]

@@ -41,7 +41,8 @@ class Journal:
     """
 
     def __init__(self, staging: Path, share: JobShare, files: Iterable[str]) -> None:
-        self.staging, self.folder = staging, staging / FOLDER
+        self.staging = staging
+        self.folder = staging / FOLDER
         self.folder.mkdir(exist_ok=True)
         # at first all: an earlier process may have written to them
         self._unsynced, self._lock = set(files), threading.Lock()
@@ -76,7 +77,8 @@ class Journal:
                 counts as synced afterwards.
         """
         with self._lock:
-            before, files = os.lseek(self._file, 0, os.SEEK_END), sorted(self._unsynced)
+            before = os.lseek(self._file, 0, os.SEEK_END)
+            files = sorted(self._unsynced)
             self._unsynced.clear()
         if not files:
             return
@@ -93,7 +95,8 @@ class Journal:
         Raises:
             OSError: at the end of the block, where a sync failed.
         """
-        ended, failed = threading.Event(), list[OSError]()
+        ended = threading.Event()
+        failed = list[OSError]()
 
         def sync_repeatedly() -> None:
             try:
@@ -142,11 +145,14 @@ def read_finished_jobs(staging: Path, count: int) -> Finished:
 
 
 def _trusted(data: bytes, count: int) -> Finished:
-    current, same_boot, offset = boot_id(), False, 0
+    current = boot_id()
+    same_boot = False
+    offset = 0
     trusted: Finished = {}
     waiting: list[tuple[int, int, LossSums | None]] = []
     for raw in data.splitlines(keepends=True):
-        line, offset = _parse_line(raw), offset + len(raw)
+        line = _parse_line(raw)
+        offset += len(raw)
         if "boot" in line:
             # written before a reboot, so possibly never flushed to the disk
             waiting = [] if not same_boot else waiting

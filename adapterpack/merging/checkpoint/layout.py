@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +20,6 @@ from .base_model import MergeBase
 from .plan import MergePlan, MergeTarget
 
 _Entry = tuple[str, str, tuple[int, ...]]
-
-
-class BaseFile(Protocol):
-    """A file of the base."""
-
-    @property
-    def path(self) -> Path:
-        """The path of the file."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Shard:
     """
 
     name: str
-    base: BaseFile
+    base: Path
     header: bytes
     items: tuple[Item, ...]
     tail: int = 0
@@ -96,7 +87,9 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
     """
     last = list(base.files)[-1]
     folds = sources(todo)
-    built, written, cuts = [], set[str](), _cuts(base, [*folds, *todo.full_modules.replaced])
+    built = []
+    written = set[str]()
+    cuts = _cuts(base, [*folds, *todo.full_modules.replaced])
 
     def source(name: str, info: TensorInfo, recoded: bool = False) -> Json:
         """Returns where the bytes of a tensor, or of rows of one, come from."""
@@ -129,7 +122,8 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
                 continue
             written.add(name)
             decoded = base.tensors[name] if recoded else info
-            value, out = todo.full_modules.replaced.get(name), _output(decoded.dtype, dtype)
+            value = todo.full_modules.replaced.get(name)
+            out = _output(decoded.dtype, dtype)
             entries.append(
                 (todo.full_modules.prefix + name, out, decoded.shape if value is None else value.shape)
             )
@@ -160,7 +154,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
         kept = file.metadata if dtype is None or not base.quantized else {}
         header, places = _align(entries, {"format": "pt", **kept, NOTE: note}, start)
         built.append(
-            Shard(shard, file, header, tuple(item(place, items[name]) for name, place in places.items()))
+            Shard(shard, file.path, header, tuple(item(place, items[name]) for name, place in places.items()))
         )
     return built
 

@@ -149,7 +149,8 @@ def _require_apart(targets: Mapping[str, MergeTarget]) -> None:
 
 def _require_writable(base: MergeBase, target: MergeTarget, stochastic: bool) -> None:
     """Checks that the changed weight can be written in the output's format."""
-    writer, where = target.storage.writer, f"{base.folder}, {target.weight}"
+    writer = target.storage.writer
+    where = f"{base.folder}, {target.weight}"
     if writer.read_only_reason is not None:
         raise Unsupported(
             f"this form of {writer.label} can be read and not written: {writer.read_only_reason}",
@@ -303,7 +304,8 @@ def _target(
     storage = (
         storage if copied is None else WeightStorage(storage.reader, _plan_copies(base, copied, name, out))
     )
-    dtype, matrices = storage.reader.work, storage.reader.matrices(kind)
+    dtype = storage.reader.work
+    matrices = storage.reader.matrices(kind)
     stored_bias = module_parameter(name, "bias")
     bias = stored_bias if stored_bias in base.tensors else None
     old = None if bias is None else base.read(bias)

@@ -108,7 +108,8 @@ def write(
     queue = JobQueue(jobs, [number for number in mine if number not in done_before])
 
     def work() -> Finished:
-        scratch, done = Scratch(), Finished()
+        scratch = Scratch()
+        done = Finished()
         while (number := queue.take()) is not None:
             try:
                 ticker.check()

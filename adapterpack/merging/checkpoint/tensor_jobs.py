@@ -73,7 +73,7 @@ class Copy(TensorJob):
     def run(self, context: MergeContext, scratch: Scratch) -> None:
         """Copies the bytes of its span."""
         with (
-            open_descriptor(self.shard.base.path, os.O_RDONLY) as source,
+            open_descriptor(self.shard.base, os.O_RDONLY) as source,
             open_descriptor(context.folder / self.shard.name, os.O_WRONLY) as sink,
         ):
             copy_span(
@@ -183,8 +183,12 @@ class Fold(TensorJob):
 
     def run(self, context: MergeContext, scratch: Scratch) -> LossSums:
         """Folds the change into the weight and returns the sums of its loss."""
-        target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
-        reader, sums, done = storage.reader, LossSums(), 0
+        target = self.target
+        storage = self.target.storage
+        place = self.parts[MAIN_PART].item.place
+        reader = storage.reader
+        sums = LossSums()
+        done = 0
         before = after = written = None
         if self.bias is not None and target.base_bias is not None:
             before = target.base_bias.astype(reader.work)
@@ -291,7 +295,8 @@ def _write_bias(
     with tensor.write(context) as sink:
         write_all(sink, stored, place.offset)
     context.ticker.add(stored.nbytes)
-    change, reread = after - before, stored.astype(before.dtype)
+    change = after - before
+    reread = stored.astype(before.dtype)
     return sums_of(change[None], ((reread - before) - change)[None], bool(np.any(reread != before)))
 
 

@@ -42,7 +42,8 @@ def split_tied(
         Unsupported: one use of a tied tensor is adapted and the other is not, or differently, and ``untie``
             is off.
     """
-    result, copies = dict[str, list[Contribution]](), dict[str, str]()
+    result = dict[str, list[Contribution]]()
+    copies = dict[str, str]()
     for name, of_tensor in contributions.items():
         heads = [one for one in of_tensor if _is_head(name, one)]
         tables = [one for one in of_tensor if one not in heads]
@@ -52,12 +53,15 @@ def split_tied(
             # changed rows of the embedding change the head, too
             if untie and tied_to_a_head(base, pack, name):
                 head = head_of(base, name)
-                result[head], copies[head] = list(of_tensor), name
+                result[head] = list(of_tensor)
+                copies[head] = name
             continue
         if untie:
             head = head_of(base, name)
             both = [one for one in tables if not _is_alone(one)]
-            result[name], result[head], copies[head] = tables, [*both, *heads], name
+            result[name] = tables
+            result[head] = [*both, *heads]
+            copies[head] = name
         elif heads and tables and _alike(tables, heads):
             result[name] = tables
         else:

@@ -28,7 +28,8 @@ _NOT_OF_A_TOKENIZER = {
 
 def adds_words(base: Checkpoint, name: str, value: np.ndarray) -> bool:
     """Whether a tensor that replaces ``name`` has a row for every word of the base, and more."""
-    shape, words = base.tensors[name].shape, base.config.get("vocab_size")
+    shape = base.tensors[name].shape
+    words = base.config.get("vocab_size")
     return (
         value.ndim == len(shape)
         and shape[:1] == (words,)
@@ -46,7 +47,8 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
     """
     method, adapter = contribution.method, contribution.adapter
     table = base.tensors[name]
-    append_rows, fold = method.overrides.get("append_rows"), method.overrides.get("fold")
+    append_rows = method.overrides.get("append_rows")
+    fold = method.overrides.get("fold")
     if append_rows is None or fold is None:
         return None
     try:

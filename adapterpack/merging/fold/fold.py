@@ -205,7 +205,8 @@ class Change(NamedTuple):
         """Adds what is no plain product of factors to the ``change`` of a block, and returns the changed
         bias.
         """
-        xp, total = array_namespace(weight), bias
+        xp = array_namespace(weight)
+        total = bias
         for factor, reads, fold in self.others:
             # The fold of zero is the change itself, free of the base's rounding, unless the method looks at
             # the base.
@@ -235,7 +236,9 @@ def prepare(
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):
         return Change(chain=tuple(one.fold for one in bound), whole=whole)
-    ups, downs, others = [], [], []
+    ups = []
+    downs = []
+    others = []
     for contribution, (fold, form) in zip(contributions, bound, strict=True):
         factors = None if form is None else _dense_factors(form)
         if factors is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from ...base.gguf.names import FAMILIES, GGUFFamily, module_of, rope_row_order
 from ...base.gguf.tensor_types import TensorType
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from ...io import DTYPES, Json, TensorInfo, identity, open_regular
+from ...manifest import plain_name
 from ...pack import Pack, match_layers, require_shapes
 from ...paths import StrPath
 from ..checkpoint import MergeBase
@@ -138,7 +138,8 @@ class GGUFBase(MergeBase):
         self.file = GGUFFile(Path(path))
         self.folder, self._watch = self.file.path.parent, None
         name = self.file.path.name
-        self.index, self.identities = None, {name: before}
+        self.index = None
+        self.identities = {name: before}
         self.files: dict[str, Any] = {name: self.file}
         self.shard_of = dict.fromkeys(self.file.tensors, name)
         self.quantized = {
@@ -168,12 +169,7 @@ class GGUFBase(MergeBase):
     def name(self) -> str:
         """The name in the file, or the file's own."""
         stated = self.file.header.values.get("general.name")
-        return (
-            re.sub(
-                r"[^A-Za-z0-9._-]+", "-", stated if isinstance(stated, str) else self.file.path.stem
-            ).strip("-._")[:128]
-            or "base"
-        )
+        return plain_name(stated if isinstance(stated, str) else self.file.path.stem, "base")
 
     @cached_property
     def config(self) -> Json:

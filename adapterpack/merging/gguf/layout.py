@@ -34,8 +34,11 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
         ConfigError: llama.cpp has no such type.
     """
     _require_no_additions(base, todo, dtype)
-    header, folds = base.file.header, sources(todo)
-    infos, places, end = b"", list[TensorInfo](), 0
+    header = base.file.header
+    folds = sources(todo)
+    infos = b""
+    places = list[TensorInfo]()
+    end = 0
     for name, tensor in base.file.entries.items():
         kind = _type(tensor, dtype)
         place = tensor_info(name, tensor.shape, kind, gg.align(end, header.alignment))
@@ -49,7 +52,7 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
         _item(base, todo, place.name, place._replace(offset=len(head) + place.offset), folds)
         for place in places
     )
-    return [Shard(NAME, base.file, head, items, gg.align(end, header.alignment) - end)]
+    return [Shard(NAME, base.file.path, head, items, gg.align(end, header.alignment) - end)]
 
 
 def _require_no_additions(base: GGUFBase, todo: MergePlan, dtype: str | None) -> None:

@@ -36,8 +36,14 @@ class GraphBase(MergeBase):
     """
 
     def __init__(self, folder: Path, bundle: Bundle, graph: GraphFile, packs: Sequence[Pack]) -> None:
-        self.folder, self.bundle, self.graph = folder, bundle, graph
-        self.index, self.files, self.shard_of, self.identities, self.quantized = None, {}, {}, {}, {}
+        self.folder = folder
+        self.bundle = bundle
+        self.graph = graph
+        self.index = None
+        self.files = {}
+        self.shard_of = {}
+        self.identities = {}
+        self.quantized = {}
         self._nbits = {one.weight: one for one in quantized_nodes(graph)}
         wanted = {
             group.path: group

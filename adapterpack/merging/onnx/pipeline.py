@@ -91,7 +91,9 @@ def merge_graph(
     opened_packs = [as_pack(pack) for pack in packs]
     factors = weights_of(opened_packs, weights, 1.0)
     with _open(Path(source), checkpoint, opened_packs) as origin:
-        graph, base, bundle = origin.graph, origin.base, origin.bundle
+        graph = origin.graph
+        base = origin.base
+        bundle = origin.bundle
         inputs = [pack.path for pack in opened_packs if pack.path is not None]
         require_outside(target, [origin.folder, *inputs] if bundle else inputs)
         todo = plan.make(base, opened_packs, factors, allow_structural)
@@ -192,7 +194,8 @@ def _open(source: Path, checkpoint: StrPath | None, packs: Sequence[Pack]) -> It
             remedy="rename one: NAME=PATH",
         )
     with scratch_folder() as scratch:
-        path, left_out = source / GRAPH, tuple[str, ...]()
+        path = source / GRAPH
+        left_out = tuple[str, ...]()
         if bundle.mode != "folded":
             path = scratch / GRAPH
             strip_adapters(source, bundle, path)

@@ -57,8 +57,10 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
                     node.replace_input_with(index, original(value))
     for index, value in enumerate(graph.outputs):
         if value.producer() in added:
-            name, old = value.name, original(value)
-            value.name, old.name = f"{name}/attached", name
+            name = value.name
+            old = original(value)
+            value.name = f"{name}/attached"
+            old.name = name
             old.type = old.type or value.type
             old.shape = old.shape or value.shape
             graph.outputs[index] = old

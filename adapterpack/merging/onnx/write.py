@@ -52,10 +52,12 @@ class GraphWriter:
             columns = slice(piece.start, piece.stop)
             before, after = self._put_floats(piece, rows.start, piece.at, new[:, columns])
             return WrittenBlock(rows, columns, before, after, self.graph.stored[piece.initializer].dtype)
-        start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
+        start = max(rows.start, piece.start)
+        stop = min(rows.stop, piece.stop)
         if start >= stop:
             return None
-        part, at = new[start - rows.start : stop - rows.start], start - piece.start + piece.at
+        part = new[start - rows.start : stop - rows.start]
+        at = start - piece.start + piece.at
         if piece.nbits is None:
             before, after = self._put_floats(piece, at, 0, part)
             dtype = self.graph.stored[piece.initializer].dtype
@@ -70,7 +72,8 @@ class GraphWriter:
         place = self.graph.stored[piece.initializer]
         matrix = as_matrix(self.graph.array(piece.initializer), piece.slot)
         view = matrix.T if piece.transposed else matrix
-        rows, columns = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
+        rows = slice(row, row + part.shape[0])
+        columns = slice(column, column + part.shape[1])
         before = view[rows, columns].astype(part.dtype)
         with np.errstate(all="ignore"):  # an overflow shows in the result
             stored = part.astype(place.dtype)

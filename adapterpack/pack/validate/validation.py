@@ -124,7 +124,9 @@ def _examine(
     def refuse(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
-    findings, data, value = cap_findings(files.regular_files(folder, budget)), b"", None
+    findings = cap_findings(files.regular_files(folder, budget))
+    data = b""
+    value = None
     if not findings:
         data = files.read_manifest(folder / m.FILE_NAME)
         value = strict_json.loads(data, folder / m.FILE_NAME, m.MAX_BYTES)
@@ -199,7 +201,8 @@ def cap_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Returns the findings, at most a thousand per rule plus their number, because a malicious file can have
     one every few bytes.
     """
-    kept, counts = list[Finding](), Counter[str]()
+    kept = list[Finding]()
+    counts = Counter[str]()
     for finding in findings:
         counts[finding.rule] += 1
         if counts[finding.rule] <= _MOST_FINDINGS:
@@ -384,7 +387,7 @@ _CLAIMS = ("training", "metrics", "license", "base_license")
 
 def questions_about(s: Subject) -> Iterator[str]:
     """Yields one text per open question, each ``what: why, or how to check it``."""
-    manifest = s.pack.manifest
+    manifest = s.manifest
     if s.base is None:
         yield NO_BASE
     elif manifest.base.content is None and manifest.base.files is None:

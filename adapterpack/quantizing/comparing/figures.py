@@ -25,11 +25,15 @@ from .rows import Example
 
 ROUNDS = 3
 """How often each time is measured; the shortest counts."""
-_NEW, _SHORT, _LONG = 32, 8, 256
+_NEW = 32
+_SHORT = 8
+_LONG = 256
 """Tokens to generate; tokens of the prompts before them; tokens of the prompt for the reading speed."""
 _LEAST = 1e-30
 """The probability that replaces 0 for a label."""
-_MOST_ANSWERED, _SPARE, _LONGEST = 16, 8, 256
+_MOST_ANSWERED = 16
+_SPARE = 8
+_LONGEST = 256
 """Rows to answer at a time; tokens that an answer may exceed the longest expected answer by; the most tokens
 of an answer.
 """
@@ -102,7 +106,8 @@ def quality(session: Session, adapter: str | None, rows: Sequence[Example]) -> Q
         )
         return Quality(math.exp(float(np.mean(losses))), right_labels, np.array(labels))
     perplexity, best = _score(session, adapter, rows)
-    asked, right = [row for row in rows if row.expected is not None], None
+    asked = [row for row in rows if row.expected is not None]
+    right = None
     if asked:
         longest = max(len(session.tokenizer.encode(row.expected or "", special=False)) for row in asked)
         answers = [
@@ -172,7 +177,8 @@ def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
         raise ConfigError(
             "the model's context has no room for an answer", where=session.folder.name, found=room + _NEW
         )
-    rng, words = np.random.default_rng(0), vocabulary(session.folder)
+    rng = np.random.default_rng(0)
+    words = vocabulary(session.folder)
     short, long = (rng.integers(1, words, min(length, room // 2)).tolist() for length in (_SHORT, _LONG))
 
     def generate(prompt: list[int], new: int) -> None:

@@ -63,7 +63,8 @@ def compare_quantized(
         ('int4: attach the float adapter to the quantized base: perplexity 1.08, merged first 1.13, ...', ...)
     """
     say = progress or (lambda text: None)
-    source, rank = Path(bundle), options.pop("compensate", None) or RANK
+    source = Path(bundle)
+    rank = options.pop("compensate", None) or RANK
     manifest = read_bundle(source)
     if manifest.quantization is not None:
         raise NothingToDo(

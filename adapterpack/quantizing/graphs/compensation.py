@@ -81,7 +81,8 @@ class Compensator:
             if node.op_type == "MatMulNBits" and name in self._weights:
                 tensor, turned, x = self._weights[name]
                 weight = tensor.numpy() if turned else tensor.numpy().T
-                error, second = weight.astype(np.float32) - dense(node), self._second(x)
+                error = weight.astype(np.float32) - dense(node)
+                second = self._second(x)
                 factors = self._factors(error, self.rank * max(self._sites[name], 1), second, x)
                 down, up = (_Rounded.of(factor, tensor.dtype.numpy()) for factor in (factors.A, factors.B))
                 self.errors += [
@@ -151,7 +152,9 @@ class _Rounded(NamedTuple):
 
 def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: TensorFile) -> None:
     """Adds ``up (down x)`` to the output of a quantized product of ``x``."""
-    x, y, name = node.inputs[0], node.outputs[0], node.name
+    x = node.inputs[0]
+    y = node.outputs[0]
+    name = node.name
     divided = x.producer()
     if divided is not None and divided.name == f"{name.rpartition('_Q')[0]}/scaled":
         # AWQ divides the input of its product; the correction is of the undivided weight
@@ -181,7 +184,8 @@ def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: 
     # this also replaces the Add's own input, which the next line restores
     y.replace_all_uses_with(corrected, replace_graph_outputs=True)
     total.replace_input_with(0, y)
-    y.name, corrected.name = f"{name}/rounded:0", shown
+    y.name = f"{name}/rounded:0"
+    corrected.name = shown
 
 
 def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

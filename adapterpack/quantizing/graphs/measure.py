@@ -97,11 +97,10 @@ def relative(before: Mapping[str, MeasuredOutputs], after: Mapping[str, Measured
     change = size = 0.0
     for key, answer in before.items():
         kept = answer.last > NONE_BELOW
-        exact, other = answer.last[kept].astype(np.float64), after[key].last[kept].astype(np.float64)
-        change, size = (
-            change + float(np.sum(np.square(other - exact))),
-            size + float(np.sum(np.square(exact))),
-        )
+        exact = answer.last[kept].astype(np.float64)
+        other = after[key].last[kept].astype(np.float64)
+        change += float(np.sum(np.square(other - exact)))
+        size += float(np.sum(np.square(exact)))
     return math.sqrt(change / size) if size else 0.0
 
 
@@ -151,7 +150,8 @@ def inputs_of(session: Session) -> Arrays:
     """Creates pseudo-random inputs in the forms that the task takes: the canary's ids, and images or features
     of the graph's shapes; with a text, an image in every row.
     """
-    rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
+    rng = np.random.default_rng(canary.SEED)
+    rows = len(canary.LENGTHS)
     inputs: Arrays = {}
     shapes = {
         name: value.shape

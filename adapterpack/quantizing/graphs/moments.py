@@ -58,7 +58,8 @@ class Moments:
 
     def _fitting(self, names: Sequence[str]) -> list[str]:
         """Returns the first of these inputs, and as many of the following ones as the budget allows."""
-        chosen, total = list[str](), 0
+        chosen = list[str]()
+        total = 0
         for name in names:
             total += 4 * self._widths[name] ** 2
             if chosen and total > BUDGET:

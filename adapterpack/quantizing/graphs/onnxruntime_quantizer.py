@@ -63,7 +63,8 @@ def quantize_product(
 def _module() -> Any:
     """Imports the quantizer's module, and undoes its side effect of enabling all logging in the process."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers = list(root.handlers)
+    level = root.level
     from onnxruntime.quantization import matmul_nbits_quantizer  # noqa: PLC0415 - imports onnx tooling
 
     root.handlers[:] = handlers

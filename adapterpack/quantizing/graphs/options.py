@@ -124,7 +124,8 @@ def quantization(scheme: str, **options: Unpack[GraphOptions]) -> GraphQuantizat
             expected=f"1 to {MOST_COMPENSATED}",
             found=compensate,
         )
-    error_budget, size_budget = given.get("error_budget"), given.get("size_budget")
+    error_budget = given.get("error_budget")
+    size_budget = given.get("size_budget")
     _require_budget(chosen, error_budget, size_budget)
     calibrated = setting is not None and ALGORITHMS[setting.algorithm].calibrated
     if setting is not None and calibrated and calibration is None:

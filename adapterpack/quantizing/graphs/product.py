@@ -166,7 +166,9 @@ class ConstantProduct:
         """Returns the graph of the exact product on codes in eight bits, each column to nearest with a scale
         of its own; with calibration rows, of smoothed inputs.
         """
-        graph, blocks, steps = _Nodes(self), [], []
+        graph = _Nodes(self)
+        blocks = []
+        steps = []
         divisor = None if self.second is None else self._smoothing(np.diag(self.second))
         for columns in self.columns(_AT_ONCE):
             numbers = columns.astype(np.float32) * (1 if divisor is None else divisor[:, None])

@@ -143,7 +143,8 @@ def _with_codes(
         if GRAPH_SCHEMES[wanted.scheme].budgeted
         else ((lambda name: wanted.setting), {})
     )
-    count, sites = 0, dict(bundle.sites)
+    count = 0
+    sites = dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
         count += quantize_file(
@@ -201,7 +202,8 @@ def quantize_file(
     ``choose`` returns the setting of each product, ``head`` is the setting of the product that computes the
     logits, and a ``compensator`` corrects the error. ``stored`` are the codes of a quantized base.
     """
-    model, data = ir.load(path), f"{path.name}.data"
+    model = ir.load(path)
+    data = f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
         scratch = Path(name)
         count = write_quantized(model, scratch / path.name, scheme, choose, head, second, compensator, stored)
@@ -266,7 +268,9 @@ def quantize_directly(
         NothingToDo: no graph has a product to quantize.
         ParityError: a site was lost on the way.
     """
-    count, own, every = 0, dict(bundle.sites), dict(sites)
+    count = 0
+    own = dict(bundle.sites)
+    every = dict(sites)
     for part, model in models.items():
         path = folder / graph_file(part)
         count += write_quantized(
@@ -312,7 +316,8 @@ def _with_accuracy(
     """Makes the graphs exact or fast, as requested or by the measured errors of both; returns their outputs
     then, and both errors.
     """
-    scheme, graphs = GRAPH_SCHEMES[wanted.scheme], [folder / graph_file(part) for part in graphs_of(bundle)]
+    scheme = GRAPH_SCHEMES[wanted.scheme]
+    graphs = [folder / graph_file(part) for part in graphs_of(bundle)]
     exact_graphs = [path.read_bytes() for path in graphs]
     # opens and measures the ordinary graphs alone
     dataclasses.replace(bundle, decoder=False).write(folder, draft=True)
@@ -345,7 +350,8 @@ def _relocate(sites: SiteMap, model: ir.Model) -> dict[str, MappedSite]:
         )
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        columns, place = int8_columns.codes_of(node), 0 if site.kind == "lookup" else 1
+        columns = int8_columns.codes_of(node)
+        place = 0 if site.kind == "lookup" else 1
         stored = columns[0] if columns else _initializer_of(node.inputs[place])
         weight = stored.name if site.weight else ""
         relocated[path] = dataclasses.replace(site, node=node.name, weight=weight)

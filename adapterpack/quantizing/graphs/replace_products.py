@@ -28,7 +28,8 @@ def round_products(rewriting: Rewriting) -> int:
         setting = rewriting.head if product.weight is head_weight else rewriting.choose(product.node.name)
         if setting is None:
             return None
-        columns, stack = not setting.block_size, len(product.weight.shape) != 2
+        columns = not setting.block_size
+        stack = len(product.weight.shape) != 2
         if columns and stack:
             return None
         algorithm = ALGORITHMS["rtn" if stack else setting.algorithm]
@@ -44,7 +45,9 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
     None or has no product on codes; returns the number of replaced products. Products of adapters and
     products whose weight is an input stay float.
     """
-    model, codes, count = rewriting.model, dict[str, ir.Value](), 0
+    model = rewriting.model
+    codes = dict[str, ir.Value]()
+    count = 0
     for product in find_products(model):
         rewriting.tick()
         node, weight = product.node, product.weight

@@ -64,9 +64,11 @@ def choose_bits(
             found=", ".join(parts),
             remedy="choose --scheme int8 or int4",
         )
-    setting, model = wanted.setting, ir.load(folder / graph_file(MAIN))
+    setting = wanted.setting
+    model = ir.load(folder / graph_file(MAIN))
     assert setting is not None
-    head, choices = find_head(model), dict[str, list[BitChoice]]()
+    head = find_head(model)
+    choices = dict[str, list[BitChoice]]()
     for product in find_products(model):
         if product.node.name != head and len(product.weight.shape) == 2:
             moment = second(product.node.inputs[0].name)
@@ -121,7 +123,9 @@ def greedy(
         # this product keeps its bits; a product with a smaller error may still fit
         if limit is not None and error - old.error + new.error > limit:
             continue
-        error, size, at[name] = error - old.error + new.error, size - old.nbytes + new.nbytes, at[name] + 1
+        error = error - old.error + new.error
+        size = size - old.nbytes + new.nbytes
+        at[name] += 1
         offer(name)
     if size_budget is not None and size > size_budget:
         raise ConfigError(
@@ -143,7 +147,8 @@ def greedy(
 
 
 def _choices(rows: np.ndarray, second: np.ndarray | None, setting: RoundingSetting) -> list[BitChoice]:
-    x, found = split_blocks(setting.block_size, rows), []
+    x = split_blocks(setting.block_size, rows)
+    found = []
     blocks = x.shape[0] * x.shape[1]
     whole = output_error(rows, second)
     for bits in BITS:

@@ -60,7 +60,8 @@ def require_pack_slots(values: SlotValues, pack: Pack) -> None:
     Raises:
         FormatError: the slot holds something else.
     """
-    exported, slot = values.exported_bank(), values.bundle.adapter(pack.name).slot or 0
+    exported = values.exported_bank()
+    slot = values.bundle.adapter(pack.name).slot or 0
     wide = values.pad(values.of(pack))
     require_contents(wide, {name: array[slot] for name, array in exported.items()}, values.folder, pack.name)
 

@@ -289,7 +289,8 @@ class BankMode(AdapterMode):
         """Returns the state with these values in these slots. ``in_place`` promises that no run reads the
         slots, so the arrays of the others need not be copied.
         """
-        arrays, known = state.arrays, in_place and bool(state.arrays)
+        arrays = state.arrays
+        known = in_place and bool(state.arrays)
         if not known:
             arrays = {
                 name: np.array(array) for name, array in (arrays or self.values.exported_bank()).items()

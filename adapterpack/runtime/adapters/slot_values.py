@@ -48,7 +48,9 @@ class SlotValues:
     def __init__(
         self, bundle: Bundle, folder: Path, stored: Callable[[str], Mapping[str, StoredTensor]]
     ) -> None:
-        self.bundle, self.folder, self._stored = bundle, folder, stored
+        self.bundle = bundle
+        self.folder = folder
+        self._stored = stored
         self._parsed: dict[str, Any] = {}
 
     def of(self, adapter: Pack | Mix) -> Values:

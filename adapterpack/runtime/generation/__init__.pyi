@@ -6,10 +6,10 @@ from .grammar_check import DEFAULTS as DEFAULTS
 from .prompt_lookup import GuessLength as GuessLength
 from .prompt_lookup import PromptLookup as PromptLookup
 from .sampler import SampledToken as SampledToken
-from .sampler import TokenMask as TokenMask
 from .sampler import scored as scored
 from .sampling import GRAMMARS as GRAMMARS
 from .sampling import Sampling as Sampling
 from .sampling import sampling_of as sampling_of
 from .structured import MaskQueue as MaskQueue
+from .structured import TokenMask as TokenMask
 from .structured import grammar_mask as grammar_mask

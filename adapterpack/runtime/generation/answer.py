@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..text import Detokenizer, NoTokenizer, Tokenizer
-from .sampler import SampledToken, Sampler, TokenMask
+from .sampler import SampledToken, Sampler
 from .sampling import Sampling
+from .structured import TokenMask
 
 
 class NextTokens(NamedTuple):
@@ -126,7 +127,8 @@ class Answer:
         """Adds the next token, and returns whether there is something to pass on to the caller: not for an
         end token, unless it releases text that was held back.
         """
-        before, at_end = self.text, choice.token in self._ends
+        before = self.text
+        at_end = choice.token in self._ends
         self.sampled.append(choice)
         if at_end:
             self.ending = choice

@@ -88,7 +88,8 @@ class BeamAnswer:
         )
         # Enough candidates that num_beams of them remain even if every end token is among them.
         places = _largest(totals.ravel(), max(2, 1 + len(self._ends)) * self.width)
-        scores, (parents, tokens) = totals.ravel()[places], np.divmod(places, totals.shape[1])
+        scores = totals.ravel()[places]
+        parents, tokens = np.divmod(places, totals.shape[1])
         if not np.isfinite(scores[0]):
             raise ConfigError("no token is left to choose", where="the row's parameters", remedy=FEWER)
         candidates = [
@@ -101,7 +102,8 @@ class BeamAnswer:
         going = np.maximum(scores, _NEVER) + np.where(ended, _NEVER, np.float32(0))
         chosen = _largest(going, self.width)
         self._finish(scores, candidates, reasons)
-        self._beams, self._scores = [candidates[place] for place in chosen], going[chosen]
+        self._beams = [candidates[place] for place in chosen]
+        self._scores = going[chosen]
         self._maybe_end(len(candidates[0].ids), bool(ended.all()))
         return NextTokens(
             tuple(int(parents[place]) for place in chosen), tuple(int(tokens[place]) for place in chosen)
@@ -149,7 +151,8 @@ class BeamAnswer:
         self._finished = sorted([*self._finished, *ended], key=lambda one: -one.score)[: self.width]
 
     def _maybe_end(self, length: int, all_ended: bool) -> None:
-        options, finished = self._sampling, all(one.done for one in self._finished)
+        options = self._sampling
+        finished = all(one.done for one in self._finished)
         # The best that a running beam can still reach: with "never" it may grow to the longest length, which
         # a positive penalty favours.
         longest = self._room if options.early_stopping == "never" and options.length_penalty > 0 else length

@@ -58,14 +58,14 @@ def read_ids(name: str, ids: Any) -> tuple[int, ...]:
     Raises:
         ConfigError: the value is no list of token ids.
     """
-    if isinstance(ids, str) or not isinstance(ids, Collection) or len(ids) > MAX_ENTRIES:
-        raise ConfigError(
-            "these are not token ids",
-            where=name,
-            found=excerpt(ids),
-            expected=f"at most {MAX_ENTRIES} numbers",
-        )
+    _require_list(name, ids, "these are not token ids", MAX_ENTRIES, "numbers")
     return tuple(int(TOKEN_ID.read(name, token)) for token in ids)
+
+
+def _require_list(name: str, value: Any, wrong: str, most: int, entries: str) -> None:
+    """Raises ConfigError with the text ``wrong`` unless a value is a list of at most ``most`` entries."""
+    if isinstance(value, str) or not isinstance(value, Collection) or len(value) > most:
+        raise ConfigError(wrong, where=name, found=excerpt(value), expected=f"at most {most} {entries}")
 
 
 def require_in_vocabulary(name: str, largest: int, size: int) -> None:
@@ -163,13 +163,7 @@ def _one_or_more(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    if isinstance(value, str) or not isinstance(value, Collection) or len(value) > MAX_ENTRIES:
-        raise ConfigError(
-            "these are not words in token ids",
-            where=name,
-            found=excerpt(value),
-            expected=f"at most {MAX_ENTRIES} lists",
-        )
+    _require_list(name, value, "these are not words in token ids", MAX_ENTRIES, "lists")
     words = tuple(read_ids(name, word) for word in value)
     wrong = next((word for word in words if not 1 <= len(word) <= LONGEST_WORD), None)
     if wrong is not None:
@@ -182,7 +176,8 @@ def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     return words
 
 
-_COUNT, _ONE = Range(int, 0, MAX_TOKENS).read, partial(_optional, TOKEN_ID.read)
+_COUNT = Range(int, 0, MAX_TOKENS).read
+_ONE = partial(_optional, TOKEN_ID.read)
 
 
 @_register("no_repeat_ngram_size", 0, _COUNT)
@@ -287,13 +282,7 @@ def _suppress_at_first(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
 
 
 def _choices(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    if isinstance(value, str) or not isinstance(value, Collection) or len(value) > LONGEST_WORD:
-        raise ConfigError(
-            "these are no choices of first tokens",
-            where=name,
-            found=excerpt(value),
-            expected=f"at most {LONGEST_WORD} lists",
-        )
+    _require_list(name, value, "these are no choices of first tokens", LONGEST_WORD, "lists")
     return tuple(_one_or_more(name, ids) for ids in value)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import ConfigError, NonFinite
 from .logits_processors import LOGITS_PROCESSORS, RowStart, make_processors, require_in_vocabulary
 from .sampling import Sampling
+from .structured import TokenMask
 
 Logprobs = tuple[tuple[int, float], ...]
 _NONE = np.float32(-np.inf)
@@ -38,27 +39,6 @@ class SampledToken(NamedTuple):
     token: int
     logprob: float | None = None
     top_logprobs: Logprobs = ()
-
-
-class TokenMask(Protocol):
-    """The tokens that a grammar permits next in a row."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether only an end token may follow."""
-
-    @property
-    def pending(self) -> Future[Any] | None:
-        """The computation of the next mask, if it runs on another thread; :meth:`allowed` waits for it."""
-
-    def allowed(self, vocabulary: int) -> np.ndarray:
-        """Returns whether each token may be next, ``[vocabulary]`` bool."""
-
-    def accept(self, token: int) -> None:
-        """Advances the grammar by the token that was chosen."""
-
-    def copy(self) -> Self:
-        """Returns an independent mask in the same state, for another row."""
 
 
 class Sampler:
@@ -137,7 +117,8 @@ class Sampler:
         Raises:
             ConfigError: a parameter names a token that the model does not have.
         """
-        options, size = self.options, len(logits)
+        options = self.options
+        size = len(logits)
         for name, named in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
             require_in_vocabulary(name, max(named, default=0), size)
         ids, bias = self._bias
@@ -232,7 +213,8 @@ def candidates(
     np.exp(weights, out=weights)
     if options.top_p < 1 or options.min_p:
         kept = _nucleus(weights, options.top_p, options.min_p)
-        places, weights = kept if isinstance(places, range) else places[kept], weights[kept]
+        places = kept if isinstance(places, range) else places[kept]
+        weights = weights[kept]
     return places, weights
 
 

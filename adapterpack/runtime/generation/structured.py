@@ -7,6 +7,7 @@ sandbox first, with limits of memory and time, and every step of it has a time l
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -50,7 +51,8 @@ class MaskQueue:
     """
 
     def __init__(self) -> None:
-        self._lock, self._runs = threading.Lock(), False
+        self._lock = threading.Lock()
+        self._runs = False
         self._tasks = deque[tuple[Future[bytes], Callable[[], bytes]]]()
 
     def submit(self, compute: Callable[[], bytes]) -> Future[bytes]:
@@ -98,25 +100,30 @@ class _Speed:
     slow: bool = False
 
 
-class GrammarMask:
-    """The mask of one row by a grammar of llguidance; implements :class:`~.sampler.TokenMask`."""
+class TokenMask:
+    """The tokens that a grammar of llguidance permits next in a row."""
 
-    def __init__(
-        self, matcher: Any, parameter: str, speed: _Speed, bits: bytes | None = None, finished: bool = False
-    ) -> None:
-        self._matcher, self._parameter, self._speed, self._bits = matcher, parameter, speed, bits
-        self.finished = finished
+    def __init__(self, matcher: Any, parameter: str, speed: _Speed) -> None:
+        self._matcher = matcher
+        self._parameter = parameter
+        self._speed = speed
+        self._bits: bytes | None = None
+        self.finished = False
         """Whether only an end token may follow."""
         self._next: Future[bytes] | None = None
 
     def copy(self) -> Self:
         """Returns an independent mask in the same state, for another row."""
         self._settle()
-        return type(self)(self._matcher.deep_copy(), self._parameter, self._speed, self._bits, self.finished)
+        mask = copy.copy(self)
+        mask._matcher = self._matcher.deep_copy()
+        return mask
 
     @property
     def pending(self) -> Future[bytes] | None:
-        """The computation of the next mask, if it still runs on another thread."""
+        """The computation of the next mask, if it still runs on another thread; :meth:`allowed` waits for
+        it.
+        """
         return None if self._next is None or self._next.done() else self._next
 
     def _settle(self) -> None:
@@ -183,7 +190,7 @@ def grammar_mask(
     options: Sampling,
     where: str | None = None,
     queue: MaskQueue | None = None,
-) -> GrammarMask | None:
+) -> TokenMask | None:
     """Returns the mask at the beginning of a row, or None if the options have no grammar. Errors call the
     grammar ``where``, by default the parameter's name. Slow masks are computed in the ``queue``, if there is
     one.
@@ -211,7 +218,7 @@ def grammar_mask(
     except FormatError as error:
         raise ConfigError(error.what, where=error.where) from error
     with library_errors("llguidance", "this cannot be compiled", where=where, kind=ConfigError):
-        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where, _Speed(queue))
+        mask = TokenMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where, _Speed(queue))
     mask.allowed(1)  # a grammar that permits no first token fails here, not while the row runs
     return mask
 

@@ -17,7 +17,10 @@ from ...errors import ConfigError, Unsupported
 from ...io import Config
 from ...tasks import Arrays
 
-PIXELS, GRIDS, SIZES, PLACES = "pixel_values", "image_grid_thw", "image_sizes", "image_position_ids"
+PIXELS = "pixel_values"
+GRIDS = "image_grid_thw"
+SIZES = "image_sizes"
+PLACES = "image_position_ids"
 IMAGES = (PIXELS, GRIDS, SIZES, PLACES)
 """The arrays that processors make of images."""
 OFFSETS = "position_offsets"
@@ -41,7 +44,9 @@ class ImageLayout:
     """Whether a row of its pixels always has the same number of features."""
 
     def __init__(self, config: Config, inputs: Sequence[str], positions: int = 0) -> None:
-        self.config, self.inputs, self.positions = config, inputs, positions
+        self.config = config
+        self.inputs = inputs
+        self.positions = positions
         self.vision: Config = config.get("vision_config") or {}
 
     def whole(self, given: Arrays) -> Arrays:
@@ -118,7 +123,8 @@ class _TiledImages(ImageLayout):
         return {PIXELS: _noise(rng, count, max(self.counts(sizes)), *image_shape(self.vision)), **sizes}
 
     def passes(self, given: Arrays) -> Iterator[Pass]:
-        counts, pixels = self.counts(given), given[PIXELS]
+        counts = self.counts(given)
+        pixels = given[PIXELS]
         tiles = [image[:count] for image, count in zip(pixels, counts, strict=True)]
         yield {PIXELS: np.concatenate(tiles)}, np.repeat(np.arange(len(counts)), counts).tolist()
 
@@ -210,17 +216,21 @@ class _PatchedImages(_Patches):
         grids = iter(given[GRIDS])
         found = np.zeros((len(ids), ids.shape[1] + 1, 3), np.int64)
         for row, own in enumerate(mask > 0):
-            tokens, moved = np.append(ids[row][own], -1), 0
-            offsets, place = np.zeros((len(tokens), 3), np.int64), 0
+            tokens = np.append(ids[row][own], -1)
+            moved = 0
+            offsets = np.zeros((len(tokens), 3), np.int64)
+            place = 0
             while place < len(tokens):
                 if tokens[place] != token:
-                    offsets[place], place = moved, place + 1
+                    offsets[place] = moved
+                    place += 1
                     continue
                 _, height, width = (int(edge) for edge in next(grids))
                 high, wide = height // self._merge, width // self._merge
                 inside = np.indices((1, high, wide)).reshape(3, -1).T
                 offsets[place : place + high * wide] = moved + inside - np.arange(high * wide)[:, None]
-                place, moved = place + high * wide, moved + max(high, wide) - high * wide
+                place += high * wide
+                moved += max(high, wide) - high * wide
             found[row][np.append(own, True)] = offsets
         return found
 
@@ -332,7 +342,9 @@ def rows_of_images(ids: np.ndarray, token: int, lengths: Sequence[int]) -> list[
         >>> rows_of_images(np.array([[9, 9, 1], [1, 2, 3], [9, 9, 9]]), 9, [1, 1, 3])
         [0, 0, 2]
     """
-    counts, rows, row = (ids == token).sum(1), list[int](), 0
+    counts = (ids == token).sum(1)
+    rows = list[int]()
+    row = 0
     left = counts.copy()
     for length in lengths:
         while row < len(left) and not left[row]:

@@ -72,7 +72,8 @@ def sized_image_of(
         return _with_size(array_of(Path(given), shape, "an image"))  # type: ignore[arg-type] # no bytes
     data, where = found
     how = prepared()
-    made, taken = (3, *(how.extent or ())), tuple(shape)
+    made = (3, *(how.extent or ()))
+    taken = tuple(shape)
     if how.extent is not None and any(
         isinstance(wide, int) and wide != own for wide, own in zip(taken, made, strict=True)
     ):
@@ -114,11 +115,13 @@ def sound_of(given: Recording, shape: Sequence[Any], config: Config) -> np.ndarr
     if isinstance(given, bytes):
         data, where = given, "the bytes"
     elif isinstance(given, str) and given.startswith(_SOUND):
-        data, where = bytes_in(given, "sound"), given[:40]
+        data = bytes_in(given, "sound")
+        where = given[:40]
     elif Path(given).suffix != ".wav":
         return array_of(Path(given), shape, "a sound")
     else:
-        data, where = _bytes_of(Path(given)), str(given)
+        data = _bytes_of(Path(given))
+        where = str(given)
     features = features_of(_samples(data, rate_of(config), where), shape, config, where)
     return _fitting(features, shape, "a sound", where)
 

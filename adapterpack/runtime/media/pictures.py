@@ -177,7 +177,10 @@ class PictureReader:
     """
 
     def __init__(self, folder: Path, layout: ImageLayout, shape: Sequence[Any], token: str) -> None:
-        self._folder, self._layout, self._shape, self._token = folder, layout, shape, token
+        self._folder = folder
+        self._layout = layout
+        self._shape = shape
+        self._token = token
         written, where = section(folder, "image_processor")
         tokenizer, whole = (read_object(folder / name) for name in ("tokenizer_config.json", FILES[0]))
         self._settings = {**tokenizer, **read_object(folder / FILES[1]), **whole}
@@ -212,7 +215,8 @@ class PictureReader:
         Raises:
             ConfigError, FormatError, StorageError, Unsupported: see :func:`.inputs.image_of`.
         """
-        kind, given = self._kind or _Kind(), None if self._kind is None else find_bytes(picture)
+        kind = self._kind or _Kind()
+        given = None if self._kind is None else find_bytes(picture)
         if given is None:
             found = {PIXELS: image_of(picture, self._shape, lambda: self._plain)[None]}
         else:
@@ -295,7 +299,8 @@ def fill_marks(text: str, mark: str, pictures: Sequence[SeenPicture]) -> str:
         return text
     first, *rest = text.split(mark)
     if not rest:
-        first, rest = "", [*[""] * (len(pictures) - 1), text]
+        first = ""
+        rest = [*[""] * (len(pictures) - 1), text]
     if len(rest) != len(pictures):
         raise ConfigError(
             "a prompt must have one mark for each of its images",

@@ -154,7 +154,8 @@ def preparation(folder: Path) -> Preparation:
         (224, 224)
     """
     written, where = section(folder, "image_processor")
-    kind, name = written.get("image_processor_type", ""), kind_in(written)
+    kind = written.get("image_processor_type", "")
+    name = kind_in(written)
     usual = {**_KINDS, **_MORE}.get(name)
     odd = (key for key in _ODD if written.get(key) not in (None, False, (usual or {}).get(key)))
     if (other := next(odd, None)) or usual is None:

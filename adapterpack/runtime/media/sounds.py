@@ -14,7 +14,9 @@ from ...io import Config
 
 LONGEST = 120
 """The most seconds of a sound for a model that hears any length: its attention grows with their square."""
-_WINDOW, _STEP, _SIZE = 400, 160, 512
+_WINDOW = 400
+_STEP = 160
+_SIZE = 512
 """Samples of a frame, between frames, and of its Fourier transform in Kaldi's filter banks at 16 kHz."""
 _SMALLEST = float(np.finfo(np.float32).eps)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import ProviderError, nearest
+from ...errors import ProviderError, require_among
 from ...registry import Registry
 
 CPU = "CPUExecutionProvider"
@@ -51,7 +51,5 @@ def get_provider(name: str) -> Provider:
     Raises:
         ProviderError: no provider has that name.
     """
-    provider = PROVIDERS.find(name)
-    if provider is None:
-        raise ProviderError("unknown provider", found=repr(name), remedy=nearest(name, PROVIDERS))
-    return provider
+    require_among("unknown provider", name, PROVIDERS, ProviderError)
+    return PROVIDERS[name]

@@ -79,7 +79,8 @@ class ResolvedDevice:
         Raises:
             ProviderError: another provider runs the session.
         """
-        running, wanted = str(session.get_providers()[0]), self.provider.runtime_name
+        running = str(session.get_providers()[0])
+        wanted = self.provider.runtime_name
         if running != wanted:
             raise ProviderError(
                 "the provider did not start",

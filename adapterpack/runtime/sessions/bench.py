@@ -196,7 +196,9 @@ def _run(
     that.
     """
     options = {"max_new_tokens": tokens, "ignore_eos": True} if engine.bundle.task.generates else {}
-    began, first, end = time.perf_counter(), dict[int, float](), 0.0
+    began = time.perf_counter()
+    first = dict[int, float]()
+    end = 0.0
     for ids, adapter in zip(prompts, adapters, strict=True):
         engine.add(ids, adapter, **options)
     while engine.busy:

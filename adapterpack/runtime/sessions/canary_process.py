@@ -16,13 +16,15 @@ from ...library_errors import library_errors
 from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
 
-_MEMORY, _COPIES = 4 << 30, 4
+_MEMORY = 4 << 30
+_COPIES = 4
 """Bytes of address space of every replay, and how many times the size of the bundle's files are added to
 that.
 """
 _ADDRESSES = 1 << 46
 """The bytes of address space on a GPU, whose driver reserves addresses for all memory without using it."""
-_SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
+_SECONDS = 120.0
+_BYTES_A_SECOND = 10 << 20
 """Seconds of CPU time of every replay, and how many bytes of the bundle's files add another second."""
 
 

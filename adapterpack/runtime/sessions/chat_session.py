@@ -73,7 +73,8 @@ class ChatSession:
     ) -> None:
         self.session, self.system = session, system
         self.messages: list[dict[str, Any]] = []
-        self._engines, self._stopping = GrowingEngine(_PREFIXES), False
+        self._engines = GrowingEngine(_PREFIXES)
+        self._stopping = False
         self.adapter = adapter
         self.sampling = sampling
 
@@ -161,7 +162,9 @@ class ChatSession:
         return prompt_ids(session, [*before, *messages]), {}
 
     def _answer(self, messages: Sequence[Mapping[str, Any]], emit: Callable[[str], object]) -> dict[str, Any]:
-        session, name, options = self.session, self._adapter, self._options(self._sampling)
+        session = self.session
+        name = self._adapter
+        options = self._options(self._sampling)
         ids, images = self._read(messages)
         pack = None if name is None else session.pack(name)
         shown, reused = "", 0
@@ -194,7 +197,8 @@ class ChatSession:
                 if engine.busy:
                     engine.cancel(request.number)
                     engine.step()
-            made, reused = Generation.of(request.answer, name, len(ids)), request.sequences[0].reused
+            made = Generation.of(request.answer, name, len(ids))
+            reused = request.sequences[0].reused
         else:
             try:
                 (made,) = generate(session, [ids], name, options, pass_on, images)

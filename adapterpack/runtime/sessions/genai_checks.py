@@ -31,7 +31,9 @@ def inspect_other_folder(folder: Path) -> Json:
         FormatError: the graph is malformed, or reads files outside of the folder.
     """
     graph, model, decoder = read_folder(folder)
-    data, refused, sites = require_safe(graph), None, dict[str, Any]()
+    data = require_safe(graph)
+    refused = None
+    sites = dict[str, Any]()
     try:
         sites = dict(bundle_of(graph, decoder).sites)
     except AdapterpackError as error:

@@ -123,7 +123,8 @@ def _choose_adapters(session: OpenBundle, adapters: Mixes, count: int) -> list[P
     if isinstance(adapters, Mapping):
         adapters = [adapters] * count
     if adapters is None or isinstance(adapters, str):
-        names, mixes = session.names(adapters, count), {}
+        names = session.names(adapters, count)
+        mixes = {}
     else:
         mixes = {place: row for place, row in enumerate(adapters) if isinstance(row, Mapping)}
         names = session.names([None if isinstance(row, Mapping) else row for row in adapters], count)
@@ -211,7 +212,8 @@ def encode_images(
     """
     if not given:
         return [{} for _ in rows]
-    batch, parts = pad(rows, session.pad_id, left=True), session.task.parts[:-1]
+    batch = pad(rows, session.pad_id, left=True)
+    parts = session.task.parts[:-1]
     names: list[str | None] | None = None
     if {part.name for part in parts} & {site.part for site in session.bundle.sites.values() if site.fields}:
         if any(pack is not None and session.packs.get(pack.name) is not pack for pack in packs):
@@ -256,7 +258,8 @@ def _without_engine(
         {name: array.repeat(beams, axis=0) for name, array in given.items()},
     )
     require_context(session, decoder.lengths, decoder.virtual)
-    tokenizer, context = session.tokenizer_of(options), context_of(session)
+    tokenizer = session.tokenizer_of(options)
+    context = context_of(session)
     mask = grammar_mask(tokenizer, options)
     answers: list[Answer | BeamAnswer] = []
     for row, (prompt, length) in enumerate(
@@ -266,7 +269,8 @@ def _without_engine(
         if context is not None:  # the last token is never read, so it needs no position
             room = min(room, context - int(length) + 1)
         answers.append(begin(AnswerRequest(tokenizer, options, prompt, room, row, mask and mask.copy())))
-    outputs, last = decoder.prefill(), decoder.last
+    outputs = decoder.prefill()
+    last = decoder.last
     while True:
         logits = array_of(outputs["logits"])[range(len(last)), last]
         tokens = np.zeros(len(last), np.int64)  # rows that have ended run along, and get the token 0
@@ -283,7 +287,8 @@ def _without_engine(
             return answers
         if beams > 1:
             outputs = decoder.continuing(parents, outputs)
-        outputs, last = decoder.step(tokens, outputs), np.full_like(last, -1)
+        outputs = decoder.step(tokens, outputs)
+        last = np.full_like(last, -1)
 
 
 def _names(packs: Sequence[Pack | Mix | None]) -> list[str | None]:
@@ -305,7 +310,8 @@ class GrowingEngine:
         if engine is None or engine.max_rows < rows or engine.max_length < length:
             self.engine = None  # frees its memory before the new pool is allocated
             if engine is not None:
-                rows, length = max(rows, engine.max_rows), max(length, engine.max_length)
+                rows = max(rows, engine.max_rows)
+                length = max(length, engine.max_length)
             engine = self.engine = DecoderEngine(
                 session,
                 max_rows=rows,

@@ -166,7 +166,9 @@ class RowRunner:
                 where=session.bundle.task,
             )
         self.provider = session.provider
-        self._session, self._sampling, self._raw = session, sampling, raw
+        self._session = session
+        self._sampling = sampling
+        self._raw = raw
         if any(map(self._chooses, adapters)):
             session.choose()
             adapters = [AUTO]
@@ -175,7 +177,8 @@ class RowRunner:
                 session.pack(name)
         self._adapters = tuple(dict.fromkeys(adapters)) or (session.default,)
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
-        self._batch_size, self.block = batch_size, BLOCK * batch_size
+        self._batch_size = batch_size
+        self.block = BLOCK * batch_size
         self._executor: _Executor | None = None
         """None for tasks that only run in batches."""
         if isinstance(session.task.answer, OnePass):
@@ -357,7 +360,9 @@ class _Texts(_Executor):
     """
 
     def __init__(self, session: Session, batch_size: int, sampling: Sampling, raw: bool) -> None:
-        self._session, self._sampling, self._raw = session, sampling, raw
+        self._session = session
+        self._sampling = sampling
+        self._raw = raw
         self._engines = GrowingEngine(_PREFIXES)
         self._mask = grammar_mask(session.tokenizer, sampling)
         self._rows = max(batch_size, sampling.num_beams)
@@ -373,7 +378,8 @@ class _Texts(_Executor):
     def add(self, outcome: RowOutcome) -> int | None:
         """Submits the row, unless it needs a longer engine while others run."""
         # name and pack stay consistent, whatever is loaded meanwhile
-        session, task = self._session.freeze(), self._session.task
+        session = self._session.freeze()
+        task = self._session.task
         assert task.prompt is not None
         (name,) = session.names([outcome.row["adapter"]], 1)
         session.pin([name])
@@ -405,7 +411,8 @@ class _Texts(_Executor):
             "pack": outcome.pack,
             **describe(completion, self._session),
         }
-        outcome.tokens, outcome.request = len(completion.ids), None
+        outcome.tokens = len(completion.ids)
+        outcome.request = None
 
 
 def _in_order(executor: _Executor, rows: Iterator[RowOutcome]) -> Iterator[RowOutcome]:
@@ -413,7 +420,10 @@ def _in_order(executor: _Executor, rows: Iterator[RowOutcome]) -> Iterator[RowOu
     than it can begin.
     """
     executor.begin()
-    queue, running, held, more = deque[RowOutcome](), dict[int, RowOutcome](), list[RowOutcome](), True
+    queue = deque[RowOutcome]()
+    running = dict[int, RowOutcome]()
+    held = list[RowOutcome]()
+    more = True
     while more or queue:
         while more and len(running) < executor.ahead:
             row = held.pop() if held else next(rows, None)

@@ -238,7 +238,8 @@ def _find_refusal(
 def about_texts(folder: Path, bundle: Bundle) -> Iterator[Finding]:
     """AB106: tokenizer, chat template and configuration, each read as a session reads it and used once."""
     refused = partial(_find_refusal, "AB106", remedy="copy the file from the base again")
-    config, chats = folder / "config.json", get_task(bundle.task).pads_left
+    config = folder / "config.json"
+    chats = get_task(bundle.task).pads_left
     yield from refused(config.name, lambda: context_length(read_object(config), config))
     for name in ("generation_config.json", *FILES):
         yield from refused(name, partial(read_object, folder / name))

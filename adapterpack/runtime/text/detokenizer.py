@@ -27,7 +27,8 @@ class Detokenizer:
         self.text = ""
         self.stop: str | None = None
         """The stop text that ended the row."""
-        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._tokenizer = tokenizer
+        self._stop = [text for text in stop if text]
         self._skips, self._keeps_stop = skip_special_tokens, keeps_stop
         self._step = tokenizer.stepper(skip_special_tokens)
         self._decoded = 0  # the number of ids whose text is complete
@@ -57,7 +58,8 @@ class Detokenizer:
         """Returns the text of the last ids, which never formed complete characters."""
         if self._decoded == len(self.ids):
             return ""
-        whole, given = self._tokenizer.decode(self.ids, self._skips), self.text + self._kept
+        whole = self._tokenizer.decode(self.ids, self._skips)
+        given = self.text + self._kept
         return (
             whole[len(given) :]
             if whole.startswith(given)

@@ -19,7 +19,9 @@ MAX_TEXT = 256 << 10
 MAX_ID = (1 << 32) - 1
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
 """The configuration keys for the context length, the decoder's first."""
-_SHORTEST, _CHARACTERS, _UNBOUNDED = 1 << 16, 16, 1 << 16
+_SHORTEST = 1 << 16
+_CHARACTERS = 16
+_UNBOUNDED = 1 << 16
 """The smallest limit on the characters of a text; the most characters per token, averaged over a text; the
 context in tokens that is assumed for a model without a limit.
 """

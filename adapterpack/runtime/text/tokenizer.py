@@ -31,7 +31,8 @@ MAX_TOKENIZER = 64 << 20
 MAX_CHARACTERS = 1 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that a chat template can use, as in transformers."""
-_FAILS, _REMEDY = "the tokenizer fails on a text", "fetch tokenizer.json again from where it came"
+_FAILS = "the tokenizer fails on a text"
+_REMEDY = "fetch tokenizer.json again from where it came"
 _SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", SandboxLimits(memory=512 << 20, seconds=3))
 """Runs the few tokenizers whose regular expressions may take any time. Their first text waits about a second,
 until the sandbox has loaded the file.
@@ -55,7 +56,9 @@ class Tokenizer:
         reading: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._reading = reading
-        self.folder, self.path, self.most = folder, folder / "tokenizer.json", most
+        self.folder = folder
+        self.path = folder / "tokenizer.json"
+        self.most = most
         if not self.path.is_file():
             raise StorageError(
                 "the bundle has no tokenizer",

@@ -30,7 +30,10 @@ added token.
 
 The largest published vocabularies (a million tokens, or 600,000 merges) need three quarters of it.
 """
-_MERGE, _TOKEN, _ADDED, _ADDED_CHARACTER = 500, 265, 600, 70
+_MERGE = 500
+_TOKEN = 265
+_ADDED = 600
+_ADDED_CHARACTER = 70
 
 
 class _Added(msgspec.Struct):

@@ -41,7 +41,9 @@ class Brackets:
     """
 
     def __init__(self, at: int, depth: int = 0) -> None:
-        self._at, self._depth, self._quoted = at, depth, False
+        self._at = at
+        self._depth = depth
+        self._quoted = False
 
     def end(self, said: str) -> int | None:
         """Returns the index after the bracket that closes the outermost open one, or None if it has not come
@@ -83,7 +85,9 @@ class CallReader:
     """
 
     def __init__(self, family: ToolFamily, names: Collection[str], most: int | None = None) -> None:
-        self._family, self._names, self._most = family, names, most
+        self._family = family
+        self._names = names
+        self._most = most
         self._marks = [mark for mark in (family.marker, *family.others) if mark]
         self._head, self._closing = _head(family), family.closing.strip()
         self.text, self.calls = "", list[Call]()

@@ -267,7 +267,8 @@ class AdapterControl:
         return places[0]
 
     def _follow(self, pack: Pack, place: PackPlace, leaving: Collection[PackPlace]) -> None:
-        before, faults = self._of(place), list[AdapterpackError]()
+        before = self._of(place)
+        faults = list[AdapterpackError]()
         given = {one.name for one in before if one.name != one.pack.outline.pack.name}
         for name in (pack.name, *sorted(given - {pack.name})):
             holder = self._adapters.get(name)

@@ -188,7 +188,8 @@ class MessagesPrompt(ClientRequest, kw_only=True):
 
     def _chat(self, **more: Any) -> ChatRequest:
         """Converts it to a chat request. A last message of the assistant is the beginning of the answer."""
-        choice, output = self.tool_choice, self.output_config or OutputConfig()
+        choice = self.tool_choice
+        output = self.output_config or OutputConfig()
         messages = [] if self.system is None else [Message("system", _parts(self.system))]
         for message in self.messages:
             messages += message.chat()

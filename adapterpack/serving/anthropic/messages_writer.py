@@ -220,7 +220,8 @@ class MessagesWriter(ResponseWriter):
         return [MessageEvent(type="content_block_stop", index=len(self._content) - 1)]
 
     def _answer(self, usage: Usage) -> MessageAnswer:
-        reason, stop = self._reader.reason(self._row.reason), None
+        reason = self._reader.reason(self._row.reason)
+        stop = None
         if reason == "stop" and self._row.stop in (self._body.stop_sequences or ()):
             stop = str(self._row.stop)
         named = None if reason is None else _REASONS.get(reason, "stop_sequence" if stop else "end_turn")

@@ -55,7 +55,8 @@ class PredictAnswer(PassAnswer, kw_only=True):
 async def predict(context: RequestContext) -> Response:
     """``POST /v1/predict``: returns what the model says of pictures, sounds or texts."""
     body = await context.read_body(PredictRequest)
-    given, texts = as_list(body.input), "input_ids" in engine_of(context.state).bundle.task.inputs
+    given = as_list(body.input)
+    texts = "input_ids" in engine_of(context.state).bundle.task.inputs
     rows = [_row(one, texts) for one in given]
     model = await context.request_model(body.model, texts=rows if texts else ())
     found = await results(

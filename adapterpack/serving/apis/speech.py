@@ -80,7 +80,8 @@ async def _answer(
     context: RequestContext, body: TranslationRequest, task: str, language: str | None
 ) -> Response:
     engine: Any = context.state.engine.engine
-    model, output = await context.request_model(body.model), RequestOutput(1)
+    model = await context.request_model(body.model)
+    output = RequestOutput(1)
     with context.state.admission.admit(context.key, 1):
         config = engine.bundle.generation_config
         languages = languages_of(config)

@@ -122,7 +122,8 @@ class Texts:
     def _rows(
         self, body: Sampled, prepared: PreparedRequest, model: ServedModel, key: Key, output: RequestOutput
     ) -> list[ScheduledRow]:
-        count, salt = body.drawn, json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
+        count = body.drawn
+        salt = json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
         row = partial(self._engine.row, cache_salt=salt, prompt_logprobs=body.wanted_scores)
         return [
             ScheduledRow(
@@ -163,7 +164,8 @@ def open_api(
     engine: DecoderEngine, limits: ServerLimits, sampling: str = "model", share_prefixes: bool = False
 ) -> Api:
     """Makes the API for an engine."""
-    texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows
+    texts = Texts(engine, limits, sampling, share_prefixes)
+    rows = engine.rows
     chats = engine.bundle.has_tokenizer and engine.bundle.tokenizer.template
     talk = {"messages": [{"role": "user", "content": "Hello"}]} if chats else None
     return Api(

@@ -58,7 +58,9 @@ class AuditLog:
 
     def __init__(self, path: str | None) -> None:
         self._file: Any = None
-        self._name, self._missing, self._cut = "standard error" if path == "-" else path, 0, False
+        self._name = "standard error" if path == "-" else path
+        self._missing = 0
+        self._cut = False
         if path == "-":
             self._file = sys.stderr.buffer
         elif path is not None:

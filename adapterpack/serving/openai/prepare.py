@@ -49,7 +49,9 @@ class Preparer:
     """
 
     def __init__(self, engine: DecoderEngine, limits: ServerLimits, sampling: str) -> None:
-        self._engine, self._limits, self._rule = engine, limits, sampling
+        self._engine = engine
+        self._limits = limits
+        self._rule = sampling
         self._tokens, self._forms = (
             ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
             for count, name in ((4, "prompts"), (4, "forms"))
@@ -78,7 +80,8 @@ class Preparer:
             AdapterpackError: a prompt, a parameter or a grammar is invalid.
         """
         loop = asyncio.get_running_loop()
-        given, tools = body.parameters(self._limits), self._tool_use(body)
+        given = body.parameters(self._limits)
+        tools = self._tool_use(body)
         form = {name: given[name] for name in GRAMMARS if name in given}
         if tools is not None:
             given = self._with_tools(given, tools)
@@ -172,7 +175,8 @@ class Preparer:
                 f"a conversation may have at most {self._limits.messages} messages",
                 "messages",
             )
-        bundle, messages = self._engine.bundle, body.conversation()
+        bundle = self._engine.bundle
+        messages = body.conversation()
         if bundle.tokenizer.template is None and not is_prompt(bundle, messages):
             raise HTTPError(
                 400,

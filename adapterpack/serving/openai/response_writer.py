@@ -164,7 +164,8 @@ class MessageReader:
     """
 
     def __init__(self, calls: Callable[[], CallReader] | None) -> None:
-        self._reader, self._text = None if calls is None else calls(), ""
+        self._reader = None if calls is None else calls()
+        self._text = ""
 
     def read(self, text: str, ended: bool) -> list[AnswerPiece]:
         """Takes more text, and returns the new pieces of the message."""
@@ -224,7 +225,8 @@ class ChatWriter(TokenWriter):
             message = AnswerMessage(
                 "assistant", None if calls and not reader.text else reader.text, None, calls or UNSET
             )
-            logprobs, reason = self._logprobs(row.choices), reader.reason(row.reason)
+            logprobs = self._logprobs(row.choices)
+            reason = reader.reason(row.reason)
             choices.append(ChatChoice(place, message, logprobs, reason, self.token_ids(row.choices)))
         return ChatCompletion(
             **self.head,
@@ -342,7 +344,8 @@ class CompletionWriter(TokenWriter):
 
     def write_start(self, place: int, row: SequenceOutput) -> list[Any]:
         """Returns the prompt, if the request echoes it or wants its tokens."""
-        scored, ids = self._logprobs(place, row.scored), self.prompt_token_ids(place)
+        scored = self._logprobs(place, row.scored)
+        ids = self.prompt_token_ids(place)
         choice = CompletionChoice(place, self._echo(place), scored, prompt_token_ids=ids)
         return [self.write_chunk(choice)] if self._echoes or self._ids else []
 

@@ -212,7 +212,8 @@ class ResponsesWriter(ResponseWriter):
 
     def _open_message(self) -> list[ResponseEvent]:
         """Starts a message."""
-        self._message, self._text = f"msg_{secrets.token_hex(12)}", ""
+        self._message = f"msg_{secrets.token_hex(12)}"
+        self._text = ""
         index = len(self._output)
         return [
             self._event(
@@ -233,7 +234,8 @@ class ResponsesWriter(ResponseWriter):
         """Ends the current message, if there is one."""
         if not self._message:
             return []
-        part, index = OutputText(self._text), len(self._output)
+        part = OutputText(self._text)
+        index = len(self._output)
         message = OutputMessage(
             self._message, "incomplete" if self._reason == "length" else "completed", [part]
         )
@@ -289,7 +291,8 @@ class ResponsesWriter(ResponseWriter):
         return ResponseEvent(type=kind, sequence_number=self._number, **fields)
 
     def _answer(self, usage: Usage | None) -> ResponseAnswer:
-        body, cut = self._body, usage is not None and self._reason == "length"
+        body = self._body
+        cut = usage is not None and self._reason == "length"
         return ResponseAnswer(
             id=self.id,
             created_at=self.created,

@@ -48,7 +48,9 @@ class RequestOutput:
 
     def __init__(self, rows: int, draws: int = 1, whole: bool = False, silent: bool = False) -> None:
         self.sequences = [SequenceOutput() for _ in range(rows)]
-        self._draws, self._whole, self._silent = draws, whole, silent
+        self._draws = draws
+        self._whole = whole
+        self._silent = silent
         self.first = self.last = 0.0
         self.left = False
         """Whether the client has disconnected."""
@@ -72,7 +74,8 @@ class RequestOutput:
             return
         well = event.finish_reason in (None, "stop", "length")
         if well:
-            self.first, self.last = self.first or at, at
+            self.first = self.first or at
+            self.last = at
         row.text, row.reason, row.stop = event.text, event.finish_reason, event.stop
         row.error, row.result = event.error, event.result or {}
         row.scored, row.reused = event.scored, event.reused

@@ -4,7 +4,6 @@ changes.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 import time
@@ -19,7 +18,7 @@ from msgspec import Meta
 
 from ...errors import ConfigError, excerpt, nearest, storage_errors
 from ...http import HTTPError, ReloadingFile
-from ...io import ClosedStruct, Misfit, require_private, typed_json
+from ...io import ClosedStruct, Misfit, require_private, sha256_of_text, typed_json
 
 LEAST_CHARACTERS = 16
 """The least length of a key that an operator chooses."""
@@ -94,7 +93,8 @@ class Keys:
     def __init__(
         self, keys: Sequence[Key] = (), path: Path | None = None, unread_seconds: float = 60.0
     ) -> None:
-        self._keys, self._most_unread = _by_digest(keys), unread_seconds
+        self._keys = _by_digest(keys)
+        self._most_unread = unread_seconds
         self._file = (
             None if path is None else ReloadingFile("keys", [path], lambda: _by_digest(read_keys(path)))
         )
@@ -102,7 +102,7 @@ class Keys:
     @classmethod
     def one(cls, key: str, name: str = "api-key") -> Keys:
         """Makes a single key for all, with the rights of an admin."""
-        return cls([Key(id=name, sha256=_digest(key), admin=True)])
+        return cls([Key(id=name, sha256=sha256_of_text(key), admin=True)])
 
     @classmethod
     def one_in(cls, path: Path, name: str) -> Keys:
@@ -175,7 +175,7 @@ class Keys:
             what = "the file of keys cannot be read: nobody is let in before it can be"
             raise HTTPError(503, "keys_unread", what, retry_after=10)
         scheme, _, given = (authorization or "").partition(" ")
-        digest = _digest(given.strip())
+        digest = sha256_of_text(given.strip())
         match = self._known.get(digest)
         known = match is not None and hmac.compare_digest(match.sha256, digest)
         if match is None or not known or match.expired or scheme.lower() != "bearer":
@@ -254,7 +254,7 @@ def new_key(name: str) -> tuple[str, str]:
 
     key = f"ap-{secrets.token_urlsafe(32)}"
     try:
-        msgspec.convert({"id": name, "sha256": _digest(key)}, Key)
+        msgspec.convert({"id": name, "sha256": sha256_of_text(key)}, Key)
     except msgspec.ValidationError as error:
         raise ConfigError(
             "a key cannot have this id",
@@ -262,11 +262,6 @@ def new_key(name: str) -> tuple[str, str]:
             expected="1 to 64 letters, digits, dots, hyphens and underscores, a letter or a digit first",
         ) from error
     read_back = plain_yaml.loads(f"[{name}]", "the id of a key")
-    return (
-        key,
-        f'- {{id: {name if read_back == [name] else repr(name)}, sha256: {_digest(key)}, adapters: "*"}}',
-    )
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    shown = name if read_back == [name] else repr(name)
+    digest = sha256_of_text(key)
+    return key, f'- {{id: {shown}, sha256: {digest}, adapters: "*"}}'

@@ -163,8 +163,11 @@ def _render_turns(
     White space after a turn's end belongs to the template. A template may render a turn differently when
     others follow, for instance without its reasoning; such a turn is not learned.
     """
-    messages, finished = conversation.messages, {**values, "add_generation_prompt": False}
-    whole, done, parts = template.render(messages, finished), 0, list[tuple[str, bool]]()
+    messages = conversation.messages
+    finished = {**values, "add_generation_prompt": False}
+    whole = template.render(messages, finished)
+    done = 0
+    parts = list[tuple[str, bool]]()
     prompt = whole
     for place, message in enumerate(messages):
         if message["role"] == "assistant" and place >= max(conversation.learned_from, 1):

@@ -78,7 +78,9 @@ def read_form(rows: Any, report: DataReport) -> DataForm:
         ConfigError: no format fits, or the named one does not.
         UnknownName: no format has that name.
     """
-    columns, reading, wanted = rows.column_names, report.reading, report.choose()
+    columns = rows.column_names
+    reading = report.reading
+    wanted = report.choose()
     forms = list(FORMS.values()) if wanted is None else [get_form(wanted)]
     form = next((form for form in forms if form.columns <= set(columns)), None)
     if form is None:
@@ -113,7 +115,8 @@ def get_form(named: str | Mapping[str, str]) -> DataForm:
         ConfigError: the prompt is not written as one.
     """
     if isinstance(named, Mapping):
-        prompt, beside = written_prompt(named), frozenset({"input", "system"})
+        prompt = written_prompt(named)
+        beside = frozenset({"input", "system"})
         needed = {"output", *prompt.columns} - beside
         return DataForm("a written prompt", frozenset(needed), partial(read_written, prompt), beside)
     form = next((form for form in FORMS.values() if named == form.name or named in form.aliases), None)

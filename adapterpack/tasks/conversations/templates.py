@@ -43,11 +43,10 @@ class TurnTexts(msgspec.Struct, forbid_unknown_fields=True):
         """Returns the chat template; it refuses tools and their answers, which have no texts here."""
         said = "turn.content | trim" if self.trims else "turn.content"
         asked = f"(lead if {'true' if self.inside else 'false'} and loop.first else '') + {said}"
-        between, usual = json.dumps(self.between), json.dumps(self.default_system)
-        begins, user = (
-            _expression(self.assistant.partition("{content}")[0], ""),
-            _expression(self.user, asked),
-        )
+        between = json.dumps(self.between)
+        usual = json.dumps(self.default_system)
+        begins = _expression(self.assistant.partition("{content}")[0], "")
+        user = _expression(self.user, asked)
         refused = "{{ raise_exception('this template has no place for %s') }}"
         return "".join(
             (

@@ -216,8 +216,10 @@ def _accuracy(outputs: Any, targets: np.ndarray) -> dict[str, float]:
 
 def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
     """Returns the share of rows with exactly the right labels, and F1 over all labels of all rows."""
-    chosen, wanted = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY, targets > _LIKELY
-    right, both = (chosen & wanted).sum(), chosen.sum() + wanted.sum()
+    chosen = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY
+    wanted = targets > _LIKELY
+    right = (chosen & wanted).sum()
+    both = chosen.sum() + wanted.sum()
     return {
         "accuracy": float((chosen == wanted).all(-1).mean()),
         "f1": float(2 * right / both) if both else 1.0,
@@ -226,7 +228,8 @@ def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
 
 def _distance(outputs: Any, targets: np.ndarray) -> dict[str, float]:
     """Returns the mean squared error, and Pearson's correlation if it is defined."""
-    values, wanted = _first(outputs).reshape(-1).astype(np.float64), targets.reshape(-1).astype(np.float64)
+    values = _first(outputs).reshape(-1).astype(np.float64)
+    wanted = targets.reshape(-1).astype(np.float64)
     # Pearson's correlation is undefined for constant values.
     spread = values.std() * wanted.std()
     return {

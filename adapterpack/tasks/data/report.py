@@ -156,7 +156,8 @@ class DataReport:
 
     def choose(self) -> str | Mapping[str, str] | None:
         """Returns the requested format, and marks the request as used."""
-        wanted, self.reading = self.reading.form, replace(self.reading, form=None)
+        wanted = self.reading.form
+        self.reading = replace(self.reading, form=None)
         return wanted
 
     def read_as(self, form: str, columns: Iterable[str], read: Iterable[str]) -> None:

@@ -51,7 +51,8 @@ def load_for(
     """
     opened = pack if isinstance(pack, Pack) else load(folder_of(pack))
     folder = folder_of(base) if base is not None else folder_of(_named_base(opened))
-    task, said = task_for(opened, folder), opened.manifest.task
+    task = task_for(opened, folder)
+    said = opened.manifest.task
     number = stored_dtype(folder) if dtype is None else str(dtype).removeprefix("torch.")
     if number not in _DTYPES:
         raise ConfigError(

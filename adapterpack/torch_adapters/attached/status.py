@@ -121,7 +121,8 @@ def status(model: nn.Module) -> AdaptedModelStatus:
         >>> found.active, found.trainable, found.adapters[0].sites
         (('tickets',), 14, 1)
     """
-    wrappers, merged = wrappers_of(model), merged_in(model)
+    wrappers = wrappers_of(model)
+    merged = merged_in(model)
     folded = () if merged is None else merged.names
     rows = next((module._rows.adapters for module in wrappers if module._rows is not None), None)
     active = list(
@@ -139,7 +140,8 @@ def status(model: nn.Module) -> AdaptedModelStatus:
         if value is not None
     ]
     everything = list(model.parameters())
-    total, trainable = _count(everything), _count(value for value in everything if value.requires_grad)
+    total = _count(everything)
+    trainable = _count(value for value in everything if value.requires_grad)
     return AdaptedModelStatus(
         model=type(model).__name__,
         adapters=tuple(

@@ -158,7 +158,8 @@ def coarse(model: nn.Module) -> float:
 
 def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
     """Returns why this model cannot replay the canary of ``pack``, or None if it can."""
-    recorded, architecture = pack.manifest.canary, pack.manifest.task.architecture
+    recorded = pack.manifest.canary
+    architecture = pack.manifest.task.architecture
     if recorded is None:
         return "the pack carries none"
     if architecture is not None and architecture not in {kind.__name__ for kind in type(model).__mro__}:

@@ -81,7 +81,8 @@ class Readable:
     def pixels(self) -> Pixels | None:
         """The recipe for its images; None if it reads no images, or the config does not give their size."""
         config = self._part("vision_config" if self.text_and_images else "encoder")
-        size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+        size = getattr(config, "image_size", None)
+        channels = getattr(config, "num_channels", 3)
         shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
         if not (self.text_and_images or self._main == "pixel_values") or len(shape) != len("chw"):
             return None
@@ -129,12 +130,10 @@ def inputs_of(model: nn.Module, acts: Acts | None = None, seeing: bool = True) -
     model of texts with images gets texts alone unless it is ``seeing``.
     """
     reads = Readable(model, asked=True)
-    pixels, features, decoder, token = (
-        reads.pixels if seeing else None,
-        reads.features,
-        reads.decoder,
-        reads.image_token,
-    )
+    pixels = reads.pixels if seeing else None
+    features = reads.features
+    decoder = reads.decoder
+    token = reads.image_token
     if (pixels is None and features is None and not reads.vocabulary) or decoder == 0:
         return None
     ids = canary.inputs(reads.vocabulary, acts) if reads.vocabulary else ()
@@ -223,7 +222,8 @@ def token_types(model: Any, ids: Tensor, answers: Tensor | None = None) -> dict[
     to later ones of the same, or count them by a grid. Nothing for a model that asks no such thing;
     ``answers`` are tokens that do not belong to the prompt.
     """
-    name, token = type_name(model), getattr(model.config, "image_token_id", None)
+    name = type_name(model)
+    token = getattr(model.config, "image_token_id", None)
     if name is None or token is None:
         return {}
     if not sees_prompt_ahead(model):
@@ -241,7 +241,8 @@ def sees_prompt_ahead(model: Any) -> bool:
     """Whether all tokens of a prompt attend to each other, and not only those of an image: token types 0 then
     stand for the prompt. The masks say so that the model itself makes for a generation.
     """
-    masks, takes = getattr(model, "create_masks_for_generate", None), signature(model.forward).parameters
+    masks = getattr(model, "create_masks_for_generate", None)
+    takes = signature(model.forward).parameters
     if masks is None or "token_type_ids" not in takes:
         return False
     tokens = torch.zeros((1, 2), dtype=torch.int64)

@@ -7,7 +7,6 @@ output, and its gradients to the input's gradient, without a temporary tensor of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -59,7 +58,7 @@ def entering(steps: Steps, matrices: Matrices, x: Tensor) -> list[Tensor]:
     """Returns the input of each step, for an input ``x`` ``[rows, in]`` of the chain."""
     values = [x]
     for step, matrix in zip(steps[:-1], matrices[:-1], strict=True):
-        last: Any = values[-1]
+        last = values[-1]
         values.append(last @ matrix.T if step is None else _map(*step, last))  # type: ignore[union-attr]
     return values
 

@@ -204,7 +204,8 @@ class _Parallel(torch.autograd.Function):
         """Maps ``x`` ``[rows, in]``, with ``weight`` ``[out, in]`` and ``bias`` ``[out]`` or None, to
         ``[rows, out]`` and the values inside the chain that trained matrices read.
         """
-        at, trained = by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
+        at = by_step(steps, matrices)
+        trained = by_step(steps, ctx.needs_input_grad[5:])
         y = functional.linear(x, weight, bias)
         values = entering(steps, at, x if dropout is None else dropout.of(x))
         if steps:
@@ -222,10 +223,14 @@ class _Parallel(torch.autograd.Function):
         dropout: Dropout | None = ctx.dropout
         of_x, _, _, of_bias, _, *of_matrices = ctx.needs_input_grad
         weight, *kept = ctx.saved_tensors
-        at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
-        values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
+        at = by_step(steps, kept[: ctx.count])
+        trained = by_step(steps, of_matrices)
+        values = kept[ctx.count :]
+        added = [None, *inside] if steps and trained[0] else [*inside]
         for_matrices: list[Tensor | None] = []
-        for_x, going, factors = gradient @ weight if of_x and gradient is not None else None, gradient, None
+        for_x = gradient @ weight if of_x and gradient is not None else None
+        going = gradient
+        factors = None
         # ``going`` is the gradient on its way back through the chain. ``extra`` is the gradient that a value
         # inside the chain receives as an output of its own, in second derivatives.
         for position in reversed(range(len(steps))):
@@ -288,9 +293,11 @@ class _LowRank(torch.autograd.Function):
         """Returns the gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
         of_y, of_x, of_a, of_b, _ = ctx.needs_input_grad
-        wide, inner = x.to(A.dtype), through(gradient, B)
+        wide = x.to(A.dtype)
+        inner = through(gradient, B)
         factors = None if ctx.dropout is None else ctx.dropout.factors(wide)
-        wide, for_x = wide if factors is None else wide * factors, inner @ A if of_x else None
+        wide = wide if factors is None else wide * factors
+        for_x = inner @ A if of_x else None
         return (
             gradient.to(ctx.dtype) if of_y else None,
             None if for_x is None else (for_x if factors is None else for_x * factors).to(x.dtype),

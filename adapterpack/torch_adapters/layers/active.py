@@ -50,7 +50,8 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
 
 def _set_active(wrappers: Sequence[Adapted | SavedModule], wanted: Sequence[str], rows: Rows | None) -> None:
     for module in wrappers:
-        module._active, module._rows = tuple(name for name in wanted if name in module._names), rows
+        module._active = tuple(name for name in wanted if name in module._names)
+        module._rows = rows
 
 
 @contextmanager
@@ -138,7 +139,8 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
         )
     require_unmerged(model)
     require_names(model, wanted)
-    wrappers, experts = wrappers_of(model), experts_in(model)
+    wrappers = wrappers_of(model)
+    experts = experts_in(model)
     for name in wanted:
         for module in (one for one in wrappers if name in one._names):
             path = module._site.path

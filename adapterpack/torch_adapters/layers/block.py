@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...adapter_methods import Site
-from ...adapter_methods.forms.blocks import run_block
+from ...adapter_methods.forms.blocks import evaluate_block
 from ...errors import SiteNotFound, Unsupported
 from .calls import Args, Kwargs
 from .layer import Adapted, NewAdapter, place
@@ -71,7 +71,8 @@ class AdaptedBlock(Adapted):
 
     def _compute(self, name: str, h: Tensor, x: Any) -> Tensor:
         """Computes the adapter's output from the block's output ``h`` and the adapter's other input ``x``."""
-        cfg, dtype = self._held[name].config, self._precision(name, h.dtype)
+        cfg = self._held[name].config
+        dtype = self._precision(name, h.dtype)
         drop = partial(functional.dropout, p=cfg.dropout) if self.training and cfg.dropout else None
         if getattr(cfg, "reads_input", False):
             if not isinstance(x, Tensor) or x.shape != h.shape:
@@ -83,10 +84,8 @@ class AdaptedBlock(Adapted):
                     remedy="name other targets, or another source",
                 )
             x = x.to(dtype)
-        changed = run_block(
-            self._held[name].method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop
-        )
-        return changed.to(h.dtype)
+        form = self._held[name].method.normal_form(cfg, self._tensors(name, dtype), self._site)
+        return evaluate_block(form, h.to(dtype), x, drop).to(h.dtype)
 
     def _see(self, name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Keeps the input of a hooked module until the block reads it."""

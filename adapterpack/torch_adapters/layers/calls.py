@@ -108,7 +108,8 @@ class Rows(Observer):
 
     def _entries_of_a_row(self, x: Tensor, site: Site) -> int:
         """Returns how many entries along the first axis of a layer's input belong to each named row."""
-        batch, length = self._batch, len(x) if x.ndim else 0
+        batch = self._batch
+        length = len(x) if x.ndim else 0
         # Axes other than the width; integer ids have no width.
         axes = x.ndim - x.is_floating_point()
         flat = axes == 1 and batch and length % batch == 0  # [batch * length, width]

@@ -57,7 +57,8 @@ class AdaptedConv(AdaptedLayer):
 
     def _with(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         """Returns the convolution's output with the adapters ``names`` applied."""
-        dtype, held = self._precision(names[0], x.dtype), [self._held[name] for name in names]
+        dtype = self._precision(names[0], x.dtype)
+        held = [self._held[name] for name in names]
         dropout = self.training and any(one.config.dropout for one in held)
         # Compute the change apart from the base where merging would round it away or dropout must not touch
         # the base, and where it is cheaper.
@@ -97,7 +98,9 @@ class AdaptedConv(AdaptedLayer):
         """Computes a low-rank change by two convolutions: to the rank with the layer's own kernel, per group,
         then to the outputs with a 1x1 kernel.
         """
-        down, up, kernel = form.down.matrix, form.up.matrix, self.weight.shape[2:]
+        down = form.down.matrix
+        up = form.up.matrix
+        kernel = self.weight.shape[2:]
         groups = self._base.groups  # type: ignore[assignment]
         inner = self._convolve(x, down.repeat(groups, 1), None)
         return _CONVOLVE[len(kernel) - 1](inner, up.reshape(*up.shape, *(1,) * len(kernel)), groups=groups)
@@ -109,7 +112,8 @@ class AdaptedConv(AdaptedLayer):
         if not self._held[name].method.traits.reads_weight:
             # The change does not depend on the weight, so merging it into zeros gives exactly the change,
             # without rounding.
-            weight, bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+            weight = torch.zeros_like(weight)
+            bias = None if bias is None else torch.zeros_like(bias)
         folded, moved = self._fold(name, weight, bias, dtype)
         return self._convolve(x, folded - weight, moved if moved is None or bias is None else moved - bias)
 
@@ -136,14 +140,14 @@ class SpanningConv(AdaptedConv):
         """Computes a change: from all inputs to the rank with the layer's own kernel, stride and padding,
         then from each group's share of the rank to its outputs.
         """
-        base: Any = self._base
+        base = self._base
         form = self._normal_form(name, dtype)
-        kernel, blocks, padding = self.weight.shape[2:], form.up.blocks, base.padding
+        kernel = self.weight.shape[2:]
+        blocks = form.up.blocks
+        padding = base.padding
         if base.padding_mode != "zeros":
-            x, padding = (
-                nn.functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode),
-                0,
-            )
+            x = nn.functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode)
+            padding = 0
         convolve = _CONVOLVE[len(kernel) - 1]
         inner = convolve(
             x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation

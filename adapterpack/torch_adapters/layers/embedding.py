@@ -34,7 +34,8 @@ class AdaptedEmbedding(AdaptedLayer):
 
     def _change(self, name: str, ids: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
         """Applies an adapter to the rows ``y`` of the ids."""
-        dtype, dropout = self._precision(name, y.dtype), self._held[name].config.dropout
+        dtype = self._precision(name, y.dtype)
+        dropout = self._held[name].config.dropout
         keep = None
         if dropout and self.training:
             keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), dropout)
@@ -83,8 +84,9 @@ class AdaptedTable(AdaptedLayer):
 
     def _replace(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
-        held, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
-        ids: Any = x.reshape(-1)
+        held = self._held[name]
+        flat = rows.reshape(-1, rows.shape[-1])
+        ids = x.reshape(-1)
         tensors = self._tensors(name, rows.dtype)
         folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)
         return self._weigh(name, flat, folded).reshape(rows.shape)
@@ -129,7 +131,8 @@ class AdaptedTable(AdaptedLayer):
         site = dataclasses.replace(self._site, weight=self._stored[0].detach())
 
         def changed(name: str, x: Tensor, y: Tensor, _: Any) -> Any:
-            held, tensors = self._held[name], self._tensors(name, y.dtype)
+            held = self._held[name]
+            tensors = self._tensors(name, y.dtype)
             return self._weigh(name, y, run(held.method, held.config, tensors, site, lambda _: y, x))
 
         return self._in_rows(input_of(head, args, kwargs), y, changed, self._followed)

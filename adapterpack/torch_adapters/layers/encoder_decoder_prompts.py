@@ -81,10 +81,12 @@ class EncoderDecoderPrompts(Prompts):
         if not self._active:
             return self._decoder.inner(*args, **kwargs)
         name = self._active[-1]
-        form, inputs = self._form(name), named_arguments(self._decoder.module, args, kwargs)
+        form = self._form(name)
+        inputs = named_arguments(self._decoder.module, args, kwargs)
         if form.embeds is None:
             return self._with_prefix(inputs, form, name)
-        states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
+        states = inputs.get("encoder_hidden_states")
+        mask = inputs.get("encoder_attention_mask")
         if mask is not None and states is not None:
             if mask.ndim != 2 or mask.shape[1] + form.length != states.shape[1]:
                 raise Unsupported(

@@ -128,7 +128,8 @@ class Adapted(Wrapper):
         """Makes the adapter's parameters require gradients, or stop requiring them; those that its method
         freezes never do.
         """
-        parts, held = (self._adapters[key_of(name)], self._common[key_of(name)]), self._held[name]
+        parts = (self._adapters[key_of(name)], self._common[key_of(name)])
+        held = self._held[name]
         kept = frozen(held.method, held.config, [key for part in parts for key in part])
         for part in parts:
             for key, value in part.items():
@@ -328,7 +329,8 @@ class _Pass:
         # For a low-rank branch, the weight is just another factor of ``up``, so the fast kernels still apply.
         if self.weight != 1 and self.is_branch and isinstance(self.form.up, Dense):
             up = self.form.up._replace(factor=self.form.up.factor * self.weight)
-            self.form, self.weight = self.form._replace(up=up), 1.0
+            self.form = self.form._replace(up=up)
+            self.weight = 1.0
         # Autocast does not apply inside the backward pass of a custom autograd function, so kernels are not
         # used under it. A compiler recomputes dropout itself, and cannot trace the seeded one.
         self._has_kernels = (
@@ -425,7 +427,8 @@ class AdaptedLayer(Adapted):
         ``first`` means that ``below`` is the wrapped layer itself. ``x`` holds the batch rows ``index``, or
         all rows if that is None.
         """
-        step, mask = _Pass(self, name, below, x), self._mask(name, x, index)
+        step = _Pass(self, name, below, x)
+        mask = self._mask(name, x, index)
         if mask is None and step.weight == 1:
             y = step.fuse(self, x) if first else None
             return (step.output(step.below, x, step.read(x)) if y is None else y).to(step.output_dtype)
@@ -483,7 +486,8 @@ class AdaptedLayer(Adapted):
         self, name: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the weight ``[out, in]`` and the bias with the adapter merged in, all in ``dtype``."""
-        held, site = self._held[name], self._site_for(name, dtype)
+        held = self._held[name]
+        site = self._site_for(name, dtype)
         folded, moved = fold(held.method, held.config, self._tensors(name, dtype), site, weight, bias)
         if moved is not None and bias is None:
             bias = torch.zeros_like(moved)
@@ -496,7 +500,7 @@ class AdaptedLayer(Adapted):
         They must be frozen plain tensors of ``dtype``, and the call must do nothing else: no hooks, no
         replaced ``forward`` (as offloading and sharding install), no tensor subclass.
         """
-        base: Any = self._base
+        base = self._base
         if f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS or is_hooked(base):
             return None
         tensors = [value for value in (base.weight, base.bias) if value is not None]

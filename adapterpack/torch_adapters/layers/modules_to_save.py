@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adapter_methods import Site, Tensors
-from ...errors import SiteNotFound, Unsupported, nearest
+from ...errors import SiteNotFound, Unsupported, require_among
 from ...pack import Pack
 from ...tasks.data import MARKED, number_labels
 from .calls import Args, Kwargs
@@ -62,15 +62,11 @@ class SavedModule(Wrapper):
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
         tensors = twin.state_dict()
         for key, value in (params or {}).items():
-            if key not in tensors:
-                raise SiteNotFound(
-                    "the module has no such parameter",
-                    where=self._site.path,
-                    found=key,
-                    remedy=nearest(key, tensors),
-                )
+            what = "the module has no such parameter"
+            require_among(what, key, tensors, SiteNotFound, self._site.path, found=key)
             owner, _, leaf = key.rpartition(".")
-            holder, tensor = twin.get_submodule(owner), as_tensor(value, tensors[key].device)
+            holder = twin.get_submodule(owner)
+            tensor = as_tensor(value, tensors[key].device)
             setattr(holder, leaf, nn.Parameter(tensor) if leaf in holder._parameters else tensor)
             if isinstance(holder, nn.Linear):
                 holder.out_features, holder.in_features = holder.weight.shape
@@ -190,10 +186,8 @@ def name_outputs(model: Any) -> None:
     own = own_outputs(model)
     if active:
         model.__dict__[_KEPT] = own
-        names, problem = (
-            dict(enumerate(active[0].names)),
-            active[0].problem if active[0].problem in MARKED else None,
-        )
+        names = dict(enumerate(active[0].names))
+        problem = active[0].problem if active[0].problem in MARKED else None
     else:
         names, problem = own
         del model.__dict__[_KEPT]

@@ -80,8 +80,10 @@ class AdaptedParameter(Adapted):
 
     def _fold(self, name: str, weight: Tensor) -> Tensor:
         """Applies one adapter to the parameter, matrix by matrix in a stack."""
-        held, dtype = self._held[name], self._precision(name, weight.dtype)
-        every, frozen = self._tensors(name, dtype), self._with_weight(dtype).weight
+        held = self._held[name]
+        dtype = self._precision(name, weight.dtype)
+        every = self._tensors(name, dtype)
+        frozen = self._with_weight(dtype).weight
 
         def folded(matrix: Tensor, original: Tensor, params: dict[str, Tensor]) -> Tensor:
             """Applies the adapter to one matrix."""

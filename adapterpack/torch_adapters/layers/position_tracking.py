@@ -33,7 +33,9 @@ class Pass:
     """One forward pass of the trunk with an adapter that acts where ``acts`` says."""
 
     def __init__(self, name: str, acts: Acts, inputs: Mapping[str, Any], labels: Any) -> None:
-        self.name, self.acts, self.labels = name, acts, labels
+        self.name = name
+        self.acts = acts
+        self.labels = labels
         self.ids: Tensor | None = inputs.get("input_ids")
         self.padding = inputs.get("attention_mask")
         self.cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)

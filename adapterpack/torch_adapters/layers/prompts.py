@@ -145,7 +145,8 @@ class Prompts(Adapted):
         for name_in_call in CACHES if self._cache_name else ():
             if name_in_call in inputs:
                 inputs[self._cache_name] = inputs.pop(name_in_call)
-        tasks, as_dict = inputs.pop("task_ids", None), inputs.pop("return_dict", None)
+        tasks = inputs.pop("task_ids", None)
+        as_dict = inputs.pop("return_dict", None)
         form = self._form(name)
         past = cached_length(inputs.get(self._cache_name), name)
         wants_cache = inputs.get("use_cache") is not False or inputs.get(self._cache_name) is not None
@@ -183,11 +184,9 @@ class Prompts(Adapted):
         ``shown`` means that the virtual tokens are among this pass's inputs; otherwise they are in the cache.
         """
         batch, length = tokens_of(inputs).shape[:2]
-        mask, places, kinds = (
-            inputs.get("attention_mask"),
-            inputs.get("position_ids"),
-            inputs.get("token_type_ids"),
-        )
+        mask = inputs.get("attention_mask")
+        places = inputs.get("position_ids")
+        kinds = inputs.get("token_type_ids")
         covered = (past or extra) + length - extra
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.shape != (batch, covered):

@@ -206,7 +206,8 @@ def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
 
 _LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
 _STACKED = ("experts", "turned_experts")
-_EXPERTS, _ROUTERS = "experts", ("gate", "router")
+_EXPERTS = "experts"
+_ROUTERS = ("gate", "router")
 """The name of the module that holds experts, and the names of the routers that choose among them."""
 
 
@@ -343,7 +344,8 @@ def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
     """Counts the matrices of a model that are not among these sites, by the last two names of their paths;
     norms and embeddings are not counted.
     """
-    taken, left = {site.path for site in sites}, Counter[str]()
+    taken = {site.path for site in sites}
+    left = Counter[str]()
     for path, kinds in targetable_sites(model).items():
         if any(
             site.path not in taken and site.kind in {*_LINEAR, *_STACKED, "parameter"} for site in kinds[:1]
@@ -378,7 +380,8 @@ def select(model: nn.Module, targets: Targets, traits: Traits, exclude: tuple[st
     chosen: dict[str, Site] = {}
     for name in [_input_embedding(model)] if targets == "input-embedding" else as_list(targets):
         if name in ALL:
-            aside, inside = skipped | _aside(model, sites_by_path), ALL[name].inside(model)
+            aside = skipped | _aside(model, sites_by_path)
+            inside = ALL[name].inside(model)
             every = {
                 site.path: site
                 for path, sites in sites_by_path.items()

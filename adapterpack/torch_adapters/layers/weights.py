@@ -63,7 +63,8 @@ def _codes_4bit(weight: Any) -> tuple[Tensor, Any]:
     # Otherwise the inverse would quantize the scales again.
     double, state.original_nested = state.original_nested, False
     codes, state = functional._convert_weight_packed_for_cpu_inverse(weight.data, state)
-    state.absmax, state.original_nested = weight.quant_state.absmax.T.reshape(-1).float(), double
+    state.absmax = weight.quant_state.absmax.T.reshape(-1).float()
+    state.original_nested = double
     return codes, state
 
 
@@ -90,12 +91,11 @@ def keep_in_order(model: nn.Module) -> None:
     kept = model.__dict__.setdefault(_KEPT, [])
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
-            layer: Any = module
-            layer.support_avx512bf16_for_cpu = False
-            kept.append(layer)
-            if _is_reordered(layer.weight):
-                layer.weight.data, layer.weight.quant_state = _codes_4bit(layer.weight)
-                layer.quant_state = layer.weight.quant_state
+            module.support_avx512bf16_for_cpu = False
+            kept.append(module)
+            if _is_reordered(module.weight):
+                module.weight.data, module.weight.quant_state = _codes_4bit(module.weight)
+                module.quant_state = module.weight.quant_state
     if not kept:
         del model.__dict__[_KEPT]
 

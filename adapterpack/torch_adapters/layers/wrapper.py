@@ -92,7 +92,8 @@ class Wrapper(nn.Module):
         """Returns the input among the arguments of a call, and the wrapped module as a function of that
         input.
         """
-        key, base = input_key(self._entry, args, kwargs), self._base
+        key = input_key(self._entry, args, kwargs)
+        base = self._base
         if isinstance(key, str):
             return kwargs[key], lambda value: base(*args, **{**kwargs, key: value})
         return args[0], lambda value: base(value, *args[1:], **kwargs)

@@ -46,7 +46,7 @@ class RowFrequencies(nn.Module):
         have alone.
         """
         # The forward without its decorator, which chooses one set for all rows.
-        plain: Any = type(self.short).forward.__wrapped__
+        plain = type(self.short).forward.__wrapped__
         kind = {} if layer_type is None else {"layer_type": layer_type}
         near: tuple[Tensor, Tensor] = plain(self.short, x, position_ids, **kind)
         limit = self._limits.get(layer_type)
@@ -105,7 +105,8 @@ def _find(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 def _settings(rotary: nn.Module) -> list[tuple[str | None, Mapping[str, Any]]]:
     """Returns the parameters of a LongRoPE module, by the kind of layers if it serves several kinds."""
-    kinds, config = getattr(rotary, "rope_type", None), getattr(rotary, "config", None)
+    kinds = getattr(rotary, "rope_type", None)
+    config = getattr(rotary, "config", None)
     parameters = getattr(config, "rope_parameters", None)
     if not isinstance(parameters, Mapping) or not hasattr(type(rotary).forward, "__wrapped__"):
         return []

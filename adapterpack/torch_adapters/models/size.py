@@ -73,10 +73,12 @@ def bounded_build(folder: Path) -> Iterator[None]:
     Raises:
         FormatError: a model that is being built exceeds the limit.
     """
-    base, thread = Checkpoint(folder), threading.get_ident()
+    base = Checkpoint(folder)
+    thread = threading.get_ident()
     packed = read_quantization(base.config) is not None
     held = sum(info.nbytes * _PACKED if packed else math.prod(info.shape) for info in base.stored.values())
-    most, modules = _SMALL + _TIMES * held, _MODULES + _TIMES * len(base.stored)
+    most = _SMALL + _TIMES * held
+    modules = _MODULES + _TIMES * len(base.stored)
     numbers = parts = 0
     for key, value in named_values(base.config):
         if _POSITIONS.search(key) and type(value) is int and value > (longest := max(_LEAST_POSITIONS, held)):

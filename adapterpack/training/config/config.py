@@ -48,7 +48,8 @@ def read_config(
     # overrides.
     wins, won = _under_our_names(dict(map(_override, overrides)), ours(), notes, "an override")
     common, origins = _read_file(settings, tool_of(settings, tool), notes, where)
-    common, origins = {**common, **wins}, {**origins, **dict.fromkeys(won, "an override")}
+    common = {**common, **wins}
+    origins = {**origins, **dict.fromkeys(won, "an override")}
     if entries is None and (entries := _sweep(common, where)):
         wins = {key: value for key, value in wins.items() if key not in entries[0]}
     if entries is None:
@@ -244,7 +245,8 @@ def _load_yaml(path: Path) -> Settings:
 def _require_bounds(typed: Settings, where: object, written: Mapping[str, str]) -> None:
     """Raises if a number of a run is out of range; names a key as the file has ``written`` it."""
     for key, least in LEAST.items():
-        value, above = typed.get(key), key in POSITIVE
+        value = typed.get(key)
+        above = key in POSITIVE
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
             expected = f"{'more than' if above else 'at least'} {least}, and finite"
             raise ConfigError(
@@ -273,7 +275,8 @@ def _targets(values: Settings, method: Method) -> dict[str, str]:
 
 def _config(values: Settings, where: object, origins: Mapping[str, str]) -> TrainConfig:
     """Checks the values of one adapter and returns its config."""
-    method, kind = method_of(values, where), trainer_of(values)
+    method = method_of(values, where)
+    kind = trainer_of(values)
     values = {
         **kind.defaults,
         "task": kind.tasks[0] if kind.tasks else TrainConfig.task,

@@ -35,7 +35,8 @@ def listed_sources(
         ConfigError: the list is missing, lacks a data set, or is not a list of data sets.
     """
     names = [str(name).strip() for name in (value.split(",") if isinstance(value, str) else value)]
-    info, sources = None, list[str | dict[str, Any]]()
+    info = None
+    sources = list[str | dict[str, Any]]()
     for name in names:
         if Path(name).suffix:
             sources.append(name)
@@ -83,8 +84,10 @@ def _source(name: str, info: Settings, folder: Path) -> Settings:
         )
     place = f"{folder / INFO}, {name}"
     named, tags = entry.get("columns") or {}, entry.get("tags") or {}
-    chats, openai = entry.get("formatting", "alpaca") != "alpaca", _TAGS["openai"].items() <= tags.items()
-    judged, ranked = "kto_tag" in named, bool(entry.get("ranking"))
+    chats = entry.get("formatting", "alpaca") != "alpaca"
+    openai = _TAGS["openai"].items() <= tags.items()
+    judged = "kto_tag" in named
+    ranked = bool(entry.get("ranking"))
     if judged:
         ours = _COLUMNS["labelled_chats" if chats else "labelled"]
         form = "labelled-chats" if chats else "labelled-answers"

@@ -77,7 +77,7 @@ def axolotl_source(entry: str | Settings, types: Mapping[str, Type]) -> dict[str
         for ours in ("role", "content")
         if f"message_field_{ours}" in given
     }
-    columns: dict[str, str] = dict(kind.columns)
+    columns = dict(kind.columns)
     for key in [key for key in given if key.startswith("field") or key in _COLUMNS]:
         if key not in _LEFT_OUT:
             columns[_COLUMNS.get(key, key.removeprefix("field_"))] = given.pop(key)

@@ -108,7 +108,7 @@ def _source(entry: Any, where: object) -> Source:
             "a source of data is a path, or a mapping with one", where=where, found=excerpt(entry)
         )
     hints = typing.get_type_hints(Source)
-    named: dict[str, Any] = {_ALIASES.get(key, str(key)): value for key, value in entry.items()}
+    named = {_ALIASES.get(key, str(key)): value for key, value in entry.items()}
     if isinstance(kind := entry.get("type"), str):
         named["form"] = _TYPES.get(kind, kind)
     if unknown := [key for key in named if key not in hints]:

@@ -248,7 +248,8 @@ def schedule(file: File) -> Settings:
     """Returns the schedule of the learning rate; a cosine may have a quadratic warm-up, or a lowest rate and
     the share of all steps after which that is reached.
     """
-    name, least = file.says("lr_scheduler") or "cosine", file.says("cosine_min_lr_ratio")
+    name = file.says("lr_scheduler") or "cosine"
+    least = file.says("cosine_min_lr_ratio")
     if name != "cosine" or not (least or file.says("lr_quadratic_warmup") is True):
         return {"lr_scheduler_type": name}
     if file.says("lr_quadratic_warmup") is True:
@@ -278,10 +279,8 @@ def end_token(file: File) -> Settings:
 
 def base(file: File) -> Settings:
     """Returns the base, at the revision that the file names."""
-    revision, name = (
-        file.says("model_revision", "revision_of_model"),
-        file.says("model_name_or_path", "base_model"),
-    )
+    revision = file.says("model_revision", "revision_of_model")
+    name = file.says("model_name_or_path", "base_model")
     return {"model_name_or_path": name if revision in {None, "main"} else f"{name}@{revision}"}
 
 
@@ -332,7 +331,8 @@ def trl_dataset(file: File) -> Settings:
 
 def mixed_datasets(file: File) -> Settings:
     """Returns the sources of the alignment handbook's mixture, each with its share of rows."""
-    mixer, splits = file.says("dataset_mixer"), file.says("dataset_splits") or ["train", "test"]
+    mixer = file.says("dataset_mixer")
+    splits = file.says("dataset_splits") or ["train", "test"]
     configs = file.says("dataset_configs") or [None] * len(mixer)
     train, test = ([split for split in splits if ("test" in str(split)) is held] for held in (False, True))
     sources = [

@@ -151,7 +151,8 @@ def translate(
         >>> translate({"lora_target": "q_proj,v_proj"}, ours(), notes, "here").settings, notes
         ({'targets': ['q_proj', 'v_proj']}, [])
     """
-    done, stopped = Translation({}, {}, {}), dict[str, str]()
+    done = Translation({}, {}, {})
+    stopped = dict[str, str]()
     for key, value in values.items():
         rule = tool.keys.get(key)
         if (why := tool.why(key, tool.stops)) and value is not False:

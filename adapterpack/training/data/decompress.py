@@ -47,7 +47,8 @@ KINDS: Mapping[str, FileKind] = {
 """Maps file endings to how such files are read."""
 _GZIP = ".gz"
 _QUOTED = re.compile(rb'"[^"]*"')
-_TIMES, _LEAST = 200, 64 << 20
+_TIMES = 200
+_LEAST = 64 << 20
 """A packed file may be so many times as large unpacked, and so large at least."""
 _BLOCK = 1 << 20
 

@@ -94,7 +94,8 @@ def _distinct(rows: Iterable[Row], seen: set[bytes]) -> list[int]:
     for number, row in enumerate(rows):
         if any(map(callable, row.values())):
             raise ConfigError("rows with pictures or sounds are not compared", where="drop_duplicates")
-        count, key = number + 1, sha256(repr(sorted(row.items())).encode()).digest()
+        count = number + 1
+        key = sha256(repr(sorted(row.items())).encode()).digest()
         if key not in seen:
             kept.append(number)
         seen.add(key)
@@ -172,7 +173,8 @@ def _some(parts: Sequence[_Part], numbers: np.ndarray) -> list[_Part]:
 
 def _choose(parts: list[_Part], config: TrainConfig) -> list[_Part]:
     """Applies ``skip_train_samples`` and ``max_train_samples``."""
-    count, skipped = sum(len(part.rows) for part in parts), config.skip_train_samples
+    count = sum(len(part.rows) for part in parts)
+    skipped = config.skip_train_samples
     if skipped >= count:
         raise ConfigError(
             "skip_train_samples leaves no rows",

@@ -31,8 +31,10 @@ process.
 MAX_COLUMNS = 1000
 MAX_GROUP = 1 << 30
 """The most uncompressed bytes in a parquet row group, which readers load as a whole."""
-_MEMORY, _COPIES = 512 << 20, 2
-_SECONDS, _BYTES_A_SECOND = 5.0, 4 << 20
+_MEMORY = 512 << 20
+_COPIES = 2
+_SECONDS = 5.0
+_BYTES_A_SECOND = 4 << 20
 _ROWS = 64
 """How many rows are unpacked at a time."""
 _BLOCK = 1 << 20
@@ -65,7 +67,8 @@ def require_bounded(path: Path, name: object = None) -> None:
     """
     name = name or path
     with storage_errors(name):
-        kind, size = path.suffix.lower(), path.stat().st_size
+        kind = path.suffix.lower()
+        size = path.stat().st_size
     if not size:
         return
     if kind == ".parquet":
@@ -227,7 +230,8 @@ def flaw_of(line: bytes) -> str | None:
 
 def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
     """Yields start and end of consecutive pieces of JSON, cut outside of strings."""
-    start, size = 0, len(data)
+    start = 0
+    size = len(data)
     while start < size:
         stop = min(start + _BLOCK, size)
         end = start + _whole_texts(data[start:stop])
@@ -254,7 +258,9 @@ def _whole_texts(piece: bytes) -> int:
 
 def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
     """Yields start and end of consecutive blocks of complete lines."""
-    start, line, size = 0, 1, len(data)
+    start = 0
+    line = 1
+    size = len(data)
     while start < size:
         stop = min(start + _BLOCK, size)
         end = size if stop == size else data.rfind(b"\n", start, stop) + 1

@@ -329,7 +329,8 @@ def labels_in(rows: Dataset, training: TaskTraining, where: object, problem: str
             found=", ".join(rows.column_names),
             remedy=OWN_COLUMNS,
         )
-    values, report = [], report_of(where)
+    values = []
+    report = report_of(where)
     for number, value in enumerate(rows[column]):
         with report.row(number) as place:
             require_label(value, place)
@@ -361,7 +362,7 @@ class Collator:
         """Returns ``input_ids`` and ``attention_mask`` ``[batch, longest]`` and the other columns: lists as
         ``[batch, longest]``, numbers as ``[batch]``, tuples as ``[batch, n]``, arrays as ``[batch, ...]``.
         """
-        batch: dict[str, Any] = dict(self.constants)
+        batch = dict(self.constants)
         rows = [_call_values(row) for row in rows]
         for key in rows[0]:
             values = [row[key] for row in rows]
@@ -375,7 +376,8 @@ class Collator:
                 ]
                 continue
             if isinstance(values[0], list):
-                width, is_ids = max(map(len, values)), key.endswith("input_ids")
+                width = max(map(len, values))
+                is_ids = key.endswith("input_ids")
                 fill = self.pad_token_id if is_ids else IGNORED if key == "labels" else 0
                 if is_ids and "position_ids" not in rows[0]:
                     mask = [[1] * len(value) + [0] * (width - len(value)) for value in values]

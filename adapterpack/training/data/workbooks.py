@@ -36,7 +36,8 @@ def lines_of(request: bytes) -> bytes:
     text is text, and empty cells are null.
     """
     sheet = CalamineWorkbook.from_path(request.decode()).get_sheet_by_index(0).to_python()
-    names, rows = sheet[0] if sheet else [], sheet[1:]
+    names = sheet[0] if sheet else []
+    rows = sheet[1:]
     columns = {}
     for name, cells in zip(names, zip(*rows, strict=True), strict=False):
         texts = any(not isinstance(cell, int | float) and cell != "" for cell in cells)

@@ -44,7 +44,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
     kind = TRAINERS[config.trainer]
     arguments = class_at(kind.arguments, kind)
     supported = set(field_names(arguments))
-    taken: dict[str, Any] = {
+    taken = {
         name: _plain(getattr(config, name)) for name in field_names(TrainConfig) if name in supported - _OWN
     }
     if config.trainer_config is not None:

@@ -30,7 +30,9 @@ class BlockwiseLoss:
     """The loss of a model with the head ``head``, with label smoothing, in blocks."""
 
     def __init__(self, model: Any, head: nn.Module, smoothing: float = 0.0) -> None:
-        self._model, self._head, self._smoothing = model, head, smoothing
+        self._model = model
+        self._head = head
+        self._smoothing = smoothing
         self._logits = head.forward
 
     @contextmanager
@@ -64,7 +66,8 @@ class BlockwiseLoss:
             shift_labels = padded[..., 1:]
         targets = shift_labels.reshape(-1).to(logits.device)
         learned = targets != ignore_index
-        hidden, targets = logits.reshape(-1, logits.shape[-1])[learned], targets[learned]
+        hidden = logits.reshape(-1, logits.shape[-1])[learned]
+        targets = targets[learned]
         if _is_plain(self._head):
             total = linear_cross_entropy(hidden, self._head.weight, self._head.bias, targets, self._smoothing)
         else:
@@ -91,7 +94,8 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     ):
         return None
     ids = inputs["input_ids"][:1, :_TOKENS]
-    found, loss = list[Tensor](), BlockwiseLoss(model, head)
+    found = list[Tensor]()
+    loss = BlockwiseLoss(model, head)
     handle = head.register_forward_hook(lambda module, args, output: found.append(output))
     try:
         # Once as the model does it, once in blocks; the hook shows whether its logits are the head's output

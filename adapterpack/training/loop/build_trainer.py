@@ -35,7 +35,7 @@ def trainer_for(
         Unsupported: the trainer cannot use the base's tokenizer.
     """
     kind, rows = TRAINERS[config.trainer], ready.rows
-    given: dict[str, Any] = {
+    given = {
         "model": ready.model,
         "args": arguments,
         "train_dataset": rows.train,

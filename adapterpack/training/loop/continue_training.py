@@ -28,7 +28,8 @@ def load_start(config: TrainConfig) -> Pack:
         ConfigError: the configuration names another method than the pack's, or other settings of the method.
         StorageError, FormatError: the pack is missing or damaged.
     """
-    source, said = str(config.adapter_name_or_path), config.method_config
+    source = str(config.adapter_name_or_path)
+    said = config.method_config
     pack = load(folder_of(source))
     given = config.given
     if given is None:
@@ -68,7 +69,8 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
     """
     if config.adapter_name_or_path is None:
         return config
-    pack, said = load_start(config), config.method_config
+    pack = load_start(config)
+    said = config.method_config
     configs = list(_configs(pack).values())
     if not configs:
         return config

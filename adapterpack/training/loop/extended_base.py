@@ -183,7 +183,8 @@ def _write(extended: ExtendedBase) -> None:
     """Writes the folder of an extended base: what does not change is linked, or copied where the file system
     has no links.
     """
-    base, tables = extended.base, extended.tables if extended.rows else frozenset()
+    base = extended.base
+    tables = extended.tables if extended.rows else frozenset()
     with output_folder(extended.folder) as folder:
         extended.tokenizer.save_pretrained(folder)
         for shard in sorted({base.shard_of[name] for name in tables}):

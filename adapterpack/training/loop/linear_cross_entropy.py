@@ -73,13 +73,16 @@ class _Blocks(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
     ) -> Tensor:
         """Returns the loss, and computes the gradient of ``hidden`` along the way."""
-        total, of_hidden = torch.zeros((), dtype=_wide(hidden), device=hidden.device), None
+        total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
+        of_hidden = None
         if ctx.needs_input_grad[0]:
             of_hidden = torch.empty_like(hidden)
-        size, width = _rows(len(weight)), len(weight)
+        size = _rows(len(weight))
+        width = len(weight)
         for start in range(0, len(hidden), size):
             logits = functional.linear(hidden[start : start + size], weight, bias)
-            logits, wanted = logits.to(_wide(logits)), targets[start : start + size, None]
+            logits = logits.to(_wide(logits))
+            wanted = targets[start : start + size, None]
             own = (1 - smoothing) * logits.gather(1, wanted)
             if smoothing:
                 own += smoothing * logits.mean(1, keepdim=True)

@@ -78,7 +78,8 @@ class Media:
 
     def _positions(self, tower: Any, vision: Mapping[str, Any]) -> int:
         """Returns how many features a row of the tower's images has, with that for the end of a line."""
-        config, shape = self.config, image_shape(vision)
+        config = self.config
+        shape = image_shape(vision)
         if "patch_attention_mask" in signature(tower.forward).parameters:
             side = int(shape[-1] // vision["patch_size"] // config.scale_factor)
             return side * side

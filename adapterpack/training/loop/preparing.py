@@ -177,7 +177,8 @@ def _adapt(model: Any, rows: TrainingRows, config: TrainConfig, task: Task, new:
 
 def _say_served(model: Any) -> None:
     """Warns of what a server cannot do with an adapter that changes layers outside of the language model."""
-    inside, head = (*language_part(model), PROMPT), model.get_output_embeddings()
+    inside = (*language_part(model), PROMPT)
+    head = model.get_output_embeddings()
     paths = [module._site.path for module in adapted_layers(model) if module is not head]
     others = [path for path in paths if not path.startswith(inside)]
     if others:
@@ -419,7 +420,8 @@ def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: object) -> No
     """
     acting = 0
     for row in rows:
-        ids, labels = np.array([row["input_ids"]]), row.get("labels")
+        ids = np.array([row["input_ids"]])
+        labels = row.get("labels")
         prompt = (
             np.cumsum(np.array([labels]) != IGNORED, axis=1) == 0
             if isinstance(labels, list)

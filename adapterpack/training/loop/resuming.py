@@ -155,9 +155,11 @@ class RunFolder:
         Raises:
             FormatError: it is another run's, or a file has changed.
         """
-        sealed, found = json.loads((checkpoint / _SEAL).read_bytes()), _seal_of(checkpoint)
+        sealed = json.loads((checkpoint / _SEAL).read_bytes())
+        found = _seal_of(checkpoint)
         if sealed != found:
-            files, before = found["files"], sealed.get("files") if isinstance(sealed, dict) else None
+            files = found["files"]
+            before = sealed.get("files") if isinstance(sealed, dict) else None
             before = before if isinstance(before, dict) else files
             others = sorted(name for name in {*files, *before} if files.get(name) != before.get(name))
             remedy = f"remove {checkpoint} to go on from the one before it, or {self.path} to start anew"
@@ -230,7 +232,8 @@ class Stopping(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Ends the run between two steps, when everything that a checkpoint holds is consistent."""
         if self.wanted:
-            control.should_save, control.should_training_stop = args.save_strategy != SaveStrategy.NO, True
+            control.should_save = args.save_strategy != SaveStrategy.NO
+            control.should_training_stop = True
 
 
 @contextmanager

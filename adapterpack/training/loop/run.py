@@ -60,12 +60,11 @@ def train_adapter(
     same run if there is one; with ``auto_find_batch_size`` in batches that fit into memory.
     """
     started = time.perf_counter()
-    kind, task = TRAINERS[config.trainer], get_task(config.task)
+    kind = TRAINERS[config.trainer]
+    task = get_task(config.task)
     refuse_existing(config.output_dir, "output_dir=...", config.overwrite_output_dir)
-    base, datasets = (
-        folder_of(config.model_name_or_path),
-        list(map(dataset_of, sources_of(config.train_file, "train_file"))),
-    )
+    base = folder_of(config.model_name_or_path)
+    datasets = list(map(dataset_of, sources_of(config.train_file, "train_file")))
     described = {**as_mapping(config), "datasets": datasets}
     # These change no number, so a run may resume with other values.
     described |= dict.fromkeys(("on_divergence", "overwrite_output_dir", "eval_samples"))

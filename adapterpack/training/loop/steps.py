@@ -74,7 +74,9 @@ def evaluation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: named[key] for key in sorted(named, key=lambda key: key == "loss") if key not in _SPEED}
 
 
-_WINDOW, _SHARE, _LONG = 10, 0.4, 20
+_WINDOW = 10
+_SHARE = 0.4
+_LONG = 20
 """A loss counts as far above where so large a share of the last steps is; it has run away where that is so
 for so many steps, or at the end.
 """
@@ -90,7 +92,10 @@ class Divergence:
     """
 
     def __init__(self, fails: bool = True, least: float = 0.0) -> None:
-        self._fails, self._least, self._warned, self._far = fails, least, False, 0
+        self._fails = fails
+        self._least = least
+        self._warned = False
+        self._far = 0
 
     def see(self, losses: Sequence[float], step: int, last: bool) -> None:
         """Judges the losses of all steps so far.
@@ -100,7 +105,8 @@ class Divergence:
         """
         # The warning compares with the first loss. The error compares with the median of the first steps,
         # too, which is capped: losses that ran away at once must not raise the bar.
-        recent, first = losses[max(1, len(losses) - _WINDOW) :], max(losses[0], self._least)
+        recent = losses[max(1, len(losses) - _WINDOW) :]
+        first = max(losses[0], self._least)
         begun = max(first, min(statistics.median(losses[:_WINDOW]), _far_above(_far_above(first))))
         self._far = self._far + 1 if _mostly_above(recent, _far_above(begun)) else 0
         if not self._warned and _mostly_above(recent, _far_above(first)):
@@ -200,7 +206,8 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
             )
         self.losses.append(loss)
         self._divergence.see(self.losses, state.global_step, state.global_step >= state.max_steps)
-        seconds, done = max(time.monotonic() - self._started, 1e-9), state.global_step - self._first
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        done = state.global_step - self._first
         step = Step(
             state.global_step,
             state.max_steps,

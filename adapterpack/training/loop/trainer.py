@@ -132,7 +132,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if self._blockwise is None:
             yield
             return
-        smoother: Any = self.label_smoother  # type: ignore[has-type]
+        smoother = self.label_smoother  # type: ignore[has-type]
         # The blockwise loss smooths labels itself.
         self.label_smoother = None
         try:

@@ -30,7 +30,8 @@ def cut_prompt_ids(trainer: type[Any], most: int) -> type[Any]:
 
     class _Cut(trainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
-            whole, longest = copy.copy(args), args.max_length
+            whole = copy.copy(args)
+            longest = args.max_length
             whole.max_length = None
             rows = super()._prepare_dataset(dataset, processing_class, whole, name)
             rows = rows.map(lambda row: {"prompt_ids": row["prompt_ids"][-most:]})

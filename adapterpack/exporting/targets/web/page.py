@@ -8,7 +8,9 @@ from pathlib import Path
 from ....palette import style_sheet
 from ....resources import resource
 
-PAGE, SCRIPT, PACKAGE = "web/page", "web/dist/adapterpack.js", "web/site-package.json"
+PAGE = "web/page"
+SCRIPT = "web/dist/adapterpack.js"
+PACKAGE = "web/site-package.json"
 HEAD = "web/site-head.html"
 """The page's head for servers that send no headers: the security policy, the bundle, and the places of
 modules.

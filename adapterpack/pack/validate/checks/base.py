@@ -23,10 +23,8 @@ DIFFERS = check_rule("AP705")
 QUANTIZED = check_rule("AP706")
 
 _TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_tokens.json"}
-_HEADS, _EMBEDDINGS = (
-    ("lm_head", "embed_out", "decoder"),
-    ("embed_tokens", "wte", "word_embeddings", "shared"),
-)
+_HEADS = ("lm_head", "embed_out", "decoder")
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared")
 SAME = "same-as-base"
 _DIFF_LINES = 40
 _COMPARED = 200
@@ -94,7 +92,8 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
     carried = s.file_bytes.get(TEMPLATE)
     if s.base is None:
         return
-    said, theirs = s.pack.manifest.tokenizer, chat_template_of(s.base)
+    said = s.manifest.tokenizer
+    theirs = chat_template_of(s.base)
     if said is not None:
         for field, name in _TOKENIZER_FILES.items():
             wanted = getattr(said, field)
@@ -141,7 +140,8 @@ def difference(base: str, carried: str) -> str:
         (number for number, (old, new) in enumerate(zip(base_lines, pack_lines, strict=False)) if old != new),
         min(len(base_lines), len(pack_lines)),
     )
-    start, stop = max(same - 1, 0), same + _COMPARED
+    start = max(same - 1, 0)
+    stop = same + _COMPARED
     lines = list(
         unified_diff(base_lines[start:stop], pack_lines[start:stop], "base", "pack", lineterm="", n=1)
     )
@@ -155,13 +155,10 @@ def tied(s: Subject) -> Iterator[Finding]:
     if s.base is None or not s.base.config.get("tie_word_embeddings", False):
         return
     changed = {
-        group.path.rpartition(".")[2]: (number, group.path)
-        for number, group in enumerate(s.pack.manifest.groups)
+        group.path.rpartition(".")[2]: (number, group.path) for number, group in enumerate(s.manifest.groups)
     }
-    heads, embeddings = (
-        [name for name in _HEADS if name in changed],
-        [name for name in _EMBEDDINGS if name in changed],
-    )
+    heads = [name for name in _HEADS if name in changed]
+    embeddings = [name for name in _EMBEDDINGS if name in changed]
     if bool(heads) != bool(embeddings):
         number, path = changed[(heads or embeddings)[0]]
         yield TIED.at(
@@ -186,10 +183,11 @@ def quantization_trained_on(s: Subject) -> Iterator[Finding]:
     """AP706: the base is quantized as in training. It compares the quantization library, because that is what
     a checkpoint records.
     """
-    trained = s.pack.manifest.base_quantization
+    trained = s.manifest.base_quantization
     if s.base is None or trained is None:
         return
-    library, stored = trained.params.get("library", trained.scheme), quantization.scheme(s.base)
+    library = trained.params.get("library", trained.scheme)
+    stored = quantization.scheme(s.base)
     if stored != library:
         yield QUANTIZED.at(
             "base_quantization",

@@ -49,7 +49,8 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
         detail = f": expected {error.expected}, found {error.found}" if error.expected else ""
         yield TREE.at("composition", f"{error.what}{detail}", pointer=f"/composition/tree{error.where or ''}")
         return
-    names, named = [member.name for member in composed.members], set(leaves(tree))
+    names = [member.name for member in composed.members]
+    named = set(leaves(tree))
     if set(names) != named or len(names) != len(named):
         yield MEMBERS.at(
             "composition",
@@ -85,7 +86,7 @@ def follows(s: Subject) -> Iterator[Finding]:
         return
     if not (prefixes := derived_prefixes(method)):
         return
-    numbers = {group.path: number for number, group in enumerate(s.pack.manifest.groups)}
+    numbers = {group.path: number for number, group in enumerate(s.manifest.groups)}
     for adapter in s.pack.adapters():
         what = "what follows from the members"
         s.budget.require_time(what)

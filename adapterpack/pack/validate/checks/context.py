@@ -86,6 +86,11 @@ class Subject(NamedTuple):
     budget: Budget
     allow_structural: bool = False
 
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the pack."""
+        return self.pack.manifest
+
     def require_memory(self, size: int, what: str) -> None:
         """Checks that ``size`` bytes may be held in addition to the files.
 

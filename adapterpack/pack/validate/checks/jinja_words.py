@@ -134,7 +134,8 @@ def constant(node: Any) -> Any:
 
 
 def _filter(node: Any, _: set[str]) -> str | None:
-    name, arguments = node.name, [constant(argument) for argument in node.args]
+    name = node.name
+    arguments = [constant(argument) for argument in node.args]
     attributes = [constant(keyword.value) for keyword in node.kwargs if keyword.key == "attribute"]
     attributes += arguments[:1] if name in _ATTRIBUTES | {"sum"} else []
     reaches = any(not isinstance(one, str) or any(map(_is_internal, one.split("."))) for one in attributes)

@@ -16,7 +16,7 @@ NOTHING = check_rule("AP904")
 
 def lineage(s: Subject) -> Iterator[Finding]:
     """AP901-AP904, from the manifest alone: parents are never fetched."""
-    recorded = s.pack.manifest.lineage
+    recorded = s.manifest.lineage
     if recorded is None:
         return
     if not recorded.parents and recorded.source_format is None:

@@ -32,8 +32,8 @@ def peft_face(s: Subject) -> Iterator[Finding]:
     differently.
     """
     # never for quantized tensors, whose codes PEFT would use as values
-    has_face = layout.config_bytes(s.pack.manifest) is not None
-    listed = sorted((entry.path, entry.role) for entry in s.pack.manifest.files)
+    has_face = layout.config_bytes(s.manifest) is not None
+    listed = sorted((entry.path, entry.role) for entry in s.manifest.files)
     optional = [TEMPLATE] if TEMPLATE in s.file_bytes else []
     expected = sorted(
         (name, FILE_ROLES[name]) for name in (TENSORS, *([layout.CONFIG] if has_face else []), *optional)
@@ -46,7 +46,7 @@ def peft_face(s: Subject) -> Iterator[Finding]:
     if not has_face:
         return
     with s.file.watched(lambda: s.budget.require_time("what PEFT would read")):
-        problem = layout.disagreement(s.folder, s.pack.manifest, s.file_bytes[layout.CONFIG], s.file)
+        problem = layout.disagreement(s.folder, s.manifest, s.file_bytes[layout.CONFIG], s.file)
     if problem:
         yield FACE.at(
             layout.CONFIG, f"the file does not agree with the manifest: {problem}", file=layout.CONFIG

@@ -34,18 +34,19 @@ _UNKNOWN = 1 << 31
 def roles(s: Subject) -> Iterator[Finding]:
     """AP401-AP406: groups, their tensors, kinds and ranks."""
     yield from _feature(s)
-    paths = {group.path for group in s.pack.manifest.groups}
-    if len(paths) != len(s.pack.manifest.groups):
+    paths = {group.path for group in s.manifest.groups}
+    if len(paths) != len(s.manifest.groups):
         yield TWICE.at("groups", "two groups have the same path", pointer="/groups")
-    for name, entry in s.budget.over(s.pack.manifest.tensors.items(), "the groups of the tensors"):
+    for name, entry in s.budget.over(s.manifest.tensors.items(), "the groups of the tensors"):
         if entry.group not in paths or entry.file != TENSORS:
             yield NO_GROUP.at(
                 name, "the tensor belongs to no group, or to another file", pointer=tensor_pointer(name)
             )
-    coded = quantized_numbers(s.pack.manifest)
-    for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the shapes of the sites"):
+    coded = quantized_numbers(s.manifest)
+    for number, group in s.budget.over(enumerate(s.manifest.groups), "the shapes of the sites"):
         s.require_memory(8 * coded[group.path], "the shapes of the sites")
-        pointer, params = group_pointer(number), s.pack.params(group.path)
+        pointer = group_pointer(number)
+        params = s.pack.params(group.path)
         if group.role != "adapter":
             if not params:
                 yield SHAPES.at(group.path, "a module without tensors", pointer=pointer)
@@ -61,24 +62,22 @@ def _feature(s: Subject) -> Iterator[Finding]:
     """Checks that must_understand names the use of several methods, so that a reader that supports only one
     method per pack refuses it.
     """
-    if m.METHODS in s.pack.manifest.must_understand and all(
-        group.method is None for group in s.pack.manifest.groups
-    ):
+    if m.METHODS in s.manifest.must_understand and all(group.method is None for group in s.manifest.groups):
         yield KIND.at(
             "must_understand",
             f"it names '{m.METHODS}', and no site has a method of its own",
             pointer="/must_understand",
         )
-    for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the methods of the sites"):
+    for number, group in s.budget.over(enumerate(s.manifest.groups), "the methods of the sites"):
         if group.method is None:
             continue
-        if group.role != "adapter" or group.method.type == s.pack.manifest.method.type:
+        if group.role != "adapter" or group.method.type == s.manifest.method.type:
             yield KIND.at(
                 group.path,
                 "only an adapted site has a method of its own, which is not the pack's",
                 pointer=group_pointer(number),
             )
-        elif m.METHODS not in s.pack.manifest.must_understand:
+        elif m.METHODS not in s.manifest.must_understand:
             yield KIND.at(
                 group.path,
                 f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
@@ -146,7 +145,7 @@ def _adapter(s: Subject, group: m.Group, params: Arrays, pointer: str) -> Iterat
 
 def _primary_groups(s: Subject) -> list[m.Group]:
     """Returns the sites of the pack's own method, the only method that may share tensors between sites."""
-    return [group for group in s.pack.manifest.adapter_groups if group.method is None]
+    return [group for group in s.manifest.adapter_groups if group.method is None]
 
 
 def _shared_missing(s: Subject) -> Iterator[Finding]:
@@ -186,10 +185,10 @@ def _shared(s: Subject, group: m.Group, params: Arrays, pointer: str) -> Iterato
 
 def bounded(s: Subject) -> Iterator[Finding]:
     """AP408: the methods do not compute far more than the pack stores."""
-    groups = s.pack.manifest.adapter_groups
+    groups = s.manifest.adapter_groups
     sites = ((s.pack.method_of(group), s.pack.config_at(group), s.pack.site(group)) for group in groups)
     try:
-        require_limit(s.budget.over(sites, "what the methods make"), s.pack.manifest.tensors, s.folder.name)
+        require_limit(s.budget.over(sites, "what the methods make"), s.manifest.tensors, s.folder.name)
     except FormatError as error:
         yield BOUNDED.at(
             "groups", f"{error.what}: expected {error.expected}, found {error.found}", pointer="/groups"
@@ -199,7 +198,7 @@ def bounded(s: Subject) -> Iterator[Finding]:
 def positions(s: Subject) -> Iterator[Finding]:
     """AP407: all sites act at the same positions."""
     rules = set()
-    for group in s.budget.over(s.pack.manifest.groups, "the positions that the sites act at"):
+    for group in s.budget.over(s.manifest.groups, "the positions that the sites act at"):
         if group.role == "adapter":
             rules.add(s.pack.config_at(group).acts)
     if len(rules) > 1:
@@ -209,7 +208,7 @@ def positions(s: Subject) -> Iterator[Finding]:
 
 def scales(s: Subject) -> Iterator[Finding]:
     """AP501-AP502: scales and ranks match the configuration."""
-    for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the scales of the sites"):
+    for number, group in s.budget.over(enumerate(s.manifest.groups), "the scales of the sites"):
         if group.role != "adapter":
             continue
         cfg = s.pack.config_at(group)

@@ -28,7 +28,7 @@ def carried(s: Subject) -> Iterator[Finding]:
     data = s.file_bytes.get(TEMPLATE)
     if data is None:
         return
-    said = s.pack.manifest.tokenizer and s.pack.manifest.tokenizer.chat_template
+    said = s.manifest.tokenizer and s.manifest.tokenizer.chat_template
     if said != "same-as-base" and said != hashlib.sha256(data).hexdigest():
         yield DIGEST.at(TEMPLATE, "the manifest's tokenizer does not name this template", file=TEMPLATE)
     yield from template_findings(data, TEMPLATE, s.budget)

@@ -32,7 +32,8 @@ def cost_problem(text: str, nodes: Iterable[n.Node]) -> str | None:
     """Returns which limit the template exceeds when it renders a sample, or None. A template that refuses a
     sample or fails on it is not expensive.
     """
-    own, read = {"loop", "messages", "add_generation_prompt", *_TOKENS, *FUNCTIONS}, set[str]()
+    own = {"loop", "messages", "add_generation_prompt", *_TOKENS, *FUNCTIONS}
+    read = set[str]()
     for node in nodes:
         if isinstance(node, n.Name | n.Macro):
             (read if isinstance(node, n.Name) and node.ctx == "load" else own).add(node.name)

@@ -25,7 +25,7 @@ QUANTIZED = check_rule("AP207")
 
 def tensor_index(s: Subject) -> Iterator[Finding]:
     """AP201-AP203, which only need the headers."""
-    entries, stored = s.pack.manifest.tensors, s.file.tensors
+    entries, stored = s.manifest.tensors, s.file.tensors
     for name in sorted(entries.keys() - stored.keys()):
         yield MISSING.at(
             name, "a tensor that the manifest lists is missing", file=TENSORS, pointer=tensor_pointer(name)
@@ -47,8 +47,8 @@ def tensor_index(s: Subject) -> Iterator[Finding]:
 
 
 def _packed(s: Subject) -> Iterator[Finding]:
-    entries = s.pack.manifest.tensors
-    for name, packed in s.budget.over(s.pack.manifest.packed.items(), "the codes of the tensors"):
+    entries = s.manifest.tensors
+    for name, packed in s.budget.over(s.manifest.packed.items(), "the codes of the tensors"):
         entry = entries.get(name)
         if entry is None or entry.scales is not None:
             wrong: str | None = "it is not there, or stored in another way, too"
@@ -62,7 +62,8 @@ def _packed(s: Subject) -> Iterator[Finding]:
 
 def quantized(s: Subject) -> Iterator[Finding]:
     """AP205-AP207: quantized tensors can be decoded, and the manifest declares them."""
-    entries, used = s.pack.manifest.tensors, set()
+    entries = s.manifest.tensors
+    used = set()
     for name, entry in s.budget.over(entries.items(), "the scales of the tensors"):
         if entry.scales is None:
             if entry.dtype == "I8":
@@ -104,7 +105,7 @@ def quantized(s: Subject) -> Iterator[Finding]:
             name, "scales that belong to no int8 tensor", file=TENSORS, pointer=tensor_pointer(name)
         )
     yield from _packed(s)
-    manifest = s.pack.manifest
+    manifest = s.manifest
     said = (
         manifest.quantization is not None,
         "int8" in manifest.must_understand,
@@ -125,7 +126,8 @@ def digests(s: Subject) -> Iterator[Finding]:
     Tensors and the file that contains them are hashed at the same time, because the hash of one file cannot
     be parallelised: together they take no longer than the file alone.
     """
-    entries, files = sorted(s.pack.manifest.tensors.items()), s.pack.manifest.files
+    entries = sorted(s.manifest.tensors.items())
+    files = s.manifest.files
     sources: dict[tuple[str, str], hashing.Parts] = {
         ("tensor", name): [s.file.buffer(name)] for name, _ in entries
     }

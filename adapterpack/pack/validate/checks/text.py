@@ -30,7 +30,8 @@ _HIDING = re.compile("[\u202a-\u202e\u2066-\u2069\u200b\u2060\ufeff]")
 
 def texts(s: Subject) -> Iterator[Finding]:
     """AP801 and AP804 for every string and key of the manifest, AP802-AP803 for repository names."""
-    manifest, whole = s.pack.manifest, s.pack.manifest.to_json()
+    manifest = s.manifest
+    whole = s.manifest.to_json()
     # Each distinct string is checked once; places are only searched for the faulty ones.
     faulty = {text for text in s.budget.over(texts_in(whole), _TEXTS) if any(_faults(text))}
     for place, value in s.budget.over(walk(whole), _TEXTS) if faulty else ():
@@ -96,7 +97,8 @@ def unsafe(address: str) -> str | None:
     """
     try:
         parts = urlsplit(address)
-        host, port = (parts.hostname or "").rstrip("."), parts.port
+        host = (parts.hostname or "").rstrip(".")
+        port = parts.port
     except ValueError:
         return "cannot be read"
     if parts.scheme.lower() != "https":

@@ -44,8 +44,8 @@ def finite(s: Subject) -> Iterator[Finding]:
             yield HUGE.at(name, f"the largest value is {most:.3g}", file=TENSORS, offset=info.offset)
         if nothing:
             zero.add(name)
-    without = {entry.group for name, entry in s.pack.manifest.tensors.items() if name in zero}
-    for number, group in enumerate(s.pack.manifest.groups):
+    without = {entry.group for name, entry in s.manifest.tensors.items() if name in zero}
+    for number, group in enumerate(s.manifest.groups):
         if group.role == "adapter" and group.path in without:
             yield NO_EFFECT.at(
                 group.path,
@@ -63,8 +63,8 @@ def fused(s: Subject) -> Iterator[Finding]:
     """AP304, by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of
     ``scale * up @ down``.
     """
-    coded = quantized_numbers(s.pack.manifest)
-    for number, group in enumerate(s.pack.manifest.groups):
+    coded = quantized_numbers(s.manifest)
+    for number, group in enumerate(s.manifest.groups):
         if group.role != "adapter" or not s.pack.method_of(group).traits.low_rank:
             continue
         s.budget.require_time(_FUSED)

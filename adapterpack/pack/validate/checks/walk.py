@@ -32,7 +32,8 @@ def texts_in(value: Any) -> set[str]:
         >>> sorted(texts_in({"a": ["b", {"a": 5}]}))
         ['a', 'b']
     """
-    found, left = set[str](), [value]
+    found = set[str]()
+    left = [value]
     while left:
         inner = left.pop()
         if isinstance(inner, str):
