@@ -82,6 +82,7 @@ from .merging.pipeline import merge as merge
 from .merging.unmerge import unmerge as unmerge
 from .pack.pack import Pack as Pack
 from .pack.validate.validation import load as load
+from .porting.pipeline import port as port
 from .quantizing.comparing.pipeline import compare_quantized as compare_quantized
 from .quantizing.pipeline import quantize as quantize
 from .runtime.engine.base import Engine as Engine
