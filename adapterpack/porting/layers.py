@@ -57,6 +57,6 @@ def _samples(base: Checkpoint, first: Sequence[str]) -> Iterator[np.ndarray]:
             return
         rows = np.zeros((len(first), _SAMPLE), np.float32)
         for row, name in zip(rows, names, strict=True):
-            if name is not None:
+            if name:
                 row[:] = np.resize(base.view(name).reshape(-1)[:_SAMPLE], _SAMPLE)
-        yield (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)).ravel()
+        yield (rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-30)).ravel()

@@ -32,7 +32,7 @@ from ..torch_adapters.canaries.canary import make_canary
 from .layers import in_layer, layer_of, layer_sources
 from .units import closest
 
-VERDICTS, REFUSED = {"carried": 0.03, "doubtful": 0.3}, "refused"
+VERDICTS, REFUSED = {"carried": 0.04, "doubtful": 0.25}, "refused"
 """What an adapter is worth up to a distance of the weights, by ``benchmarks/port.py``: most of what it
 gained, or a part of it.
 """
@@ -84,13 +84,13 @@ def port(
         The pack, float32, of scale 1, with a canary of the new base if ``pack`` has one.
             ``manifest.lineage.params`` say what it is worth: the ``verdict``, which is ``carried``, or
             ``doubtful`` where only a measurement can tell; at each site the ``distance`` of the weights, the
-            ``share`` of the change that is left, and its ``source``. Sites that are ``refused`` are
-            left out; ``missing`` lists the old ones that have no place in the new base.
+            ``share`` of the change that is left, and its ``source``. ``missing`` lists the sites of the pack
+            that are left out, because the new base has no such weight or one that is too far away.
 
     Raises:
         BaseMismatch: the new base does not continue the old one, or ``old`` is not the pack's base.
-        Unsupported: another architecture or quantized weights; a change that no factors hold; a module
-            trained whole that has another shape in the new base.
+        Unsupported: another architecture or quantized weights; a change that no factors hold; a module of
+            the base that was trained whole.
 
     Example:
         >>> ported = port("packs/tickets", "models/base", "models/base-v2", out="packs/v2")  # doctest: +SKIP
@@ -105,7 +105,7 @@ def port(
     joints = gather(
         on_old, lambda _: SiteValues([1.0], [{}]), base=before, cut=None if rank is None else Cut(rank)
     )
-    _require_portable(on_old[0], before, after)
+    _require_portable(parent, before, after)
     sources = cache(partial(layer_sources, before, after))
     places = [(joint, *place) for joint in joints for place in _places(joint, before, after, sources)]
     ticker = Ticker(sum(after.tensors[weight].nbytes for *_, weight in places), progress)
@@ -116,8 +116,8 @@ def port(
         distance, units = closest(_matrix(before, tensor, joint.site), matrix, VERDICTS["carried"])
         ticker.add(after.tensors[weight].nbytes)
         change = weighted_sum(joint.terms).joined()
-        moved, (rows, columns) = units.carried(change), matrix.shape
-        share = math.sqrt(inner(moved, moved) / max(inner(change, change), 1e-300))
+        moved, (rows, columns) = units.transfer(change), matrix.shape
+        share = math.sqrt(inner(moved, moved) / (inner(change, change) + 1e-300))
         site = dataclasses.replace(joint.site, path=path, out_features=rows, in_features=columns)
         verdict = next((word for word, most in VERDICTS.items() if distance <= most), REFUSED)
         figures = {"source": joint.site.path, "verdict": verdict, "distance": distance, "share": share}
@@ -139,8 +139,6 @@ def port(
     changes = [one.change for one in kept]
     if rank is not None:
         changes = [change for change, _ in recompress_all(changes, Cut(rank))]
-    for base in (before, after):
-        base.require_unchanged()
     whole = not missing and all(one.figures["verdict"] == "carried" for one in ports)
     details = {
         "verdict": "carried" if whole else "doubtful",
@@ -158,8 +156,8 @@ def port(
         descend("port", [parent], details),
     )
     if parent.manifest.canary is not None:
-        model = load_for(made, new, check_canary=False)
-        made = seal(replace(made.manifest, canary=make_canary(model, made.name), files=()), made.tensors)
+        canary = make_canary(load_for(made, new, check_canary=False), made.name)
+        made = seal(replace(made.manifest, canary=canary, files=()), made.tensors)
     return made if out is None else made.write(out)
 
 
@@ -176,7 +174,7 @@ def _require_portable(pack: Pack, old: Checkpoint, new: Checkpoint) -> None:
             found=types[1],
             remedy=_RETRAIN,
         )
-    if own := [path for path in pack.full() if old.weight_name(path) is not None]:
+    if own := [path for path in pack.full() if old.weight_name(path) or old.tied_to(path)]:
         raise Unsupported(
             "a module that was trained whole would replace what the new base has learned since",
             where=own[0],

@@ -25,7 +25,7 @@ class Units(NamedTuple):
     the same unit in the old one; -1 where it has none.
 
     Example:
-        >>> Units(np.array([1, -1]), np.array([0, 1])).taken(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        >>> Units(np.array([1, -1]), np.array([0, 1])).reorder(np.array([[1.0, 2.0], [3.0, 4.0]]))
         array([[3., 4.],
                [0., 0.]])
     """
@@ -33,11 +33,11 @@ class Units(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
 
-    def taken(self, matrix: np.ndarray) -> np.ndarray:
+    def reorder(self, matrix: np.ndarray) -> np.ndarray:
         """Returns ``P W Q`` of an old matrix; zero where a unit is new."""
         return _take(_take(matrix, self.rows).T, self.columns).T
 
-    def carried(self, change: Factors) -> Factors:
+    def transfer(self, change: Factors) -> Factors:
         """Returns the factors of ``P D Q``."""
         return Factors(_take(change.A.T, self.columns).T, _take(change.B, self.rows))
 
@@ -51,9 +51,9 @@ def closest(old: np.ndarray, new: np.ndarray, enough: float) -> tuple[float, Uni
     reordered or removed, while the residual stream stays in place.
     """
     best = 1.0, Units(*(np.full(side, -1) for side in new.shape))
-    size = max(float(np.linalg.norm(new)), 1e-30)
+    size = float(np.linalg.norm(new)) + 1e-30
     for units in _candidates(old, new):
-        distance = float(np.linalg.norm(new - units.taken(old))) / size
+        distance = float(np.linalg.norm(new - units.reorder(old))) / size
         best = min(best, (distance, units), key=lambda one: one[0])
         if distance <= enough:
             break
@@ -77,7 +77,7 @@ def _take(matrix: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _same_rows(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Returns for each new row the old row with the largest cosine; -1 if it is not large enough."""
-    before, after = (rows / np.maximum(np.linalg.norm(rows, axis=1), 1e-30)[:, None] for rows in (old, new))
+    before, after = (rows / (np.linalg.norm(rows, axis=1)[:, None] + 1e-30) for rows in (old, new))
     step = max(1, _BLOCK // len(old))
     blocks = (after[start : start + step] for start in range(0, len(after), step))
     place = np.concatenate([(block @ before.T).argmax(axis=1) for block in blocks])

@@ -57,11 +57,9 @@ def command(
     found = summary["lineage"]["params"]
     farthest = max(site["distance"] for site in found["sites"].values())
     print_line(
-        f"ported {pack} to {new} in {out}: {things(summary['sites'], 'site')}, {found['verdict']}; the "
-        f"weights are up to {show_value(farthest)} away from the old ones"
+        f"ported {pack} to {new} in {out}: {things(summary['sites'], 'site')}, {len(found['missing'])} left "
+        f"out; {found['verdict']}: the weights are up to {show_value(farthest)} away from the old ones"
     )
-    if missing := found["missing"]:
-        print_line(f"{things(len(missing), 'site')} not carried: {', '.join(missing[:5])}")
     for base, result in zip((old, new), results, strict=False):
         print_line(f"on {base}:")
         print_table(*evaluation_table(result))
