@@ -11,8 +11,8 @@ import numpy as np
 from ..base import Checkpoint
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_WEIGHTS, _SAMPLE = 8, 1 << 12
-"""Layers are compared by the first numbers of at most so many of their weights."""
+_SAMPLE = 1 << 10
+"""How many numbers of each weight layers are compared by."""
 
 
 def layer_of(name: str) -> tuple[str, int] | None:
@@ -43,7 +43,7 @@ def layer_sources(old: Checkpoint, new: Checkpoint, stem: str) -> list[int]:
     first = [
         name for name, info in old.tensors.items() if layer_of(name) == (stem, 0) and len(info.shape) > 1
     ]
-    before, after = (np.array(list(_samples(base, first[:_WEIGHTS]))) for base in (old, new))
+    before, after = (np.array(list(_samples(base, first))) for base in (old, new))
     return [int(np.argmax(before @ layer)) for layer in after]
 
 

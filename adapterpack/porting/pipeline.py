@@ -78,7 +78,7 @@ def port(
         rank: the most that any site keeps; needed for changes without a low rank.
         name: the new pack's name; by default that of ``out``, or the old one after ``port-``.
         out: a new folder to write the pack to.
-        progress: called with (bytes done, bytes in all), by one thread at a time.
+        progress: called with (bytes done, bytes in all).
 
     Returns:
         The pack, float32, of scale 1, with a canary of the new base if ``pack`` has one.
@@ -102,9 +102,8 @@ def port(
     for base in (before, after):
         require_plain(base)
     on_old = opened_base(old, [parent])[1]
-    joints = gather(
-        on_old, lambda _: SiteValues([1.0], [{}]), base=before, cut=None if rank is None else Cut(rank)
-    )
+    cut = None if rank is None else Cut(rank)
+    joints = gather(on_old, lambda _: SiteValues([1.0], [{}]), base=before, cut=cut)
     _require_portable(parent, before, after)
     sources = cache(partial(layer_sources, before, after))
     places = [(joint, *place) for joint in joints for place in _places(joint, before, after, sources)]
@@ -114,7 +113,6 @@ def port(
         joint, tensor, path, weight = place
         matrix = _matrix(after, weight, joint.site)
         distance, units = closest(_matrix(before, tensor, joint.site), matrix, VERDICTS["carried"])
-        ticker.add(after.tensors[weight].nbytes)
         change = weighted_sum(joint.terms).joined()
         moved, (rows, columns) = units.transfer(change), matrix.shape
         share = math.sqrt(inner(moved, moved) / (inner(change, change) + 1e-300))
@@ -123,7 +121,10 @@ def port(
         figures = {"source": joint.site.path, "verdict": verdict, "distance": distance, "share": share}
         return SitePort(site, weight, moved, figures)
 
-    ports = list(in_order(carry, places))
+    ports = []
+    for one in in_order(carry, places):
+        ticker.add(after.tensors[one.weight].nbytes)
+        ports.append(one)
     kept = [one for one in ports if one.figures["verdict"] != REFUSED]
     missing = {joint.site.path for joint in joints} - {one.figures["source"] for one in kept}
     if 2 * len(missing) > len(joints):
@@ -137,8 +138,8 @@ def port(
             remedy=_RETRAIN,
         )
     changes = [one.change for one in kept]
-    if rank is not None:
-        changes = [change for change, _ in recompress_all(changes, Cut(rank))]
+    if cut is not None:
+        changes = [change for change, _ in recompress_all(changes, cut)]
     whole = not missing and all(one.figures["verdict"] == "carried" for one in ports)
     details = {
         "verdict": "carried" if whole else "doubtful",
@@ -212,4 +213,4 @@ def _matrix(base: Checkpoint, name: str, site: Site) -> np.ndarray:
             found=size,
             remedy=_RETRAIN,
         )
-    return to_matrix(site.kind, base.read(name)).astype(np.float32)
+    return np.asarray(to_matrix(site.kind, base.read(name)), np.float32)

@@ -72,7 +72,7 @@ def _candidates(old: np.ndarray, new: np.ndarray) -> Iterator[Units]:
 
 def _take(matrix: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Returns rows of a matrix; zero for a place of -1."""
-    return np.where(places[:, None] < 0, matrix.dtype.type(0), matrix[places])
+    return np.where(places[:, None] < 0, 0, matrix[places])
 
 
 def _same_rows(old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -81,4 +81,5 @@ def _same_rows(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     step = max(1, _BLOCK // len(old))
     blocks = (after[start : start + step] for start in range(0, len(after), step))
     place = np.concatenate([(block @ before.T).argmax(axis=1) for block in blocks])
-    return np.where(np.vecdot(after, before[place]) >= _LEAST, place, -1)
+    place[np.vecdot(after, before[place]) < _LEAST] = -1
+    return place

@@ -60,6 +60,6 @@ def command(
         f"ported {pack} to {new} in {out}: {things(summary['sites'], 'site')}, {len(found['missing'])} left "
         f"out; {found['verdict']}: the weights are up to {show_value(farthest)} away from the old ones"
     )
-    for base, result in zip((old, new), results, strict=False):
-        print_line(f"on {base}:")
+    for where, result in zip((old, new), results, strict=False):
+        print_line(f"on {where}:")
         print_table(*evaluation_table(result))
