@@ -84,6 +84,7 @@ from .pack.pack import Pack as Pack
 from .pack.trust.keyless import SigstoreIdentity as SigstoreIdentity
 from .pack.trust.keyless import SigstoreSigner as SigstoreSigner
 from .pack.validate.validation import load as load
+from .porting.pipeline import port as port
 from .quantizing.comparing.pipeline import compare_quantized as compare_quantized
 from .quantizing.pipeline import quantize as quantize
 from .runtime.engine.base import Engine as Engine

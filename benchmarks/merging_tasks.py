@@ -167,16 +167,20 @@ them.
 """
 
 
-def digits(seed: int, folder: Path) -> Suite:
-    """The suite of images, dealt out anew by every seed."""
+def ink_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The digits ``[N, 8, 8]`` with ink from 0 to 1 in the order of a seed, and their labels."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     order = np.random.default_rng(seed).permutation(len(raw.images))
-    ink, labels = torch.tensor(raw.images[order] / 16, dtype=torch.float32), torch.tensor(raw.target[order])
+    return torch.tensor(raw.images[order] / 16, dtype=torch.float32), torch.tensor(raw.target[order])
+
+
+def digits(seed: int, folder: Path) -> Suite:
+    """The suite of images, dealt out anew by every seed."""
+    ink, labels = ink_of(seed)
     if not folder.exists():
-        pretrained = _pretrained(ink[:ROWS], labels[:ROWS], seed)
-        pretrained.save_pretrained(folder)
+        pretrained(ink[:ROWS], labels[:ROWS], seed)[0].save_pretrained(folder)
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tasks = [
         task_of(name, divided((view.images(ink[ROWS:]),), seed, (0.5, 0.2)), labels[ROWS:])
@@ -192,26 +196,38 @@ def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
     return found
 
 
-def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
-    """A vision transformer that tells upright digits of any colour apart, shifted by up to one pixel and with
-    a little noise.
-    """
-    torch.manual_seed(seed)
+def vision_transformer(**sizes: int) -> Any:
+    """A small one with random weights, 128 wide and four layers deep unless ``sizes`` say otherwise."""
+    wanted = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 256} | sizes
     config = transformers.ViTConfig(
         image_size=8,
         patch_size=4,
         num_channels=3,
-        hidden_size=128,
-        num_hidden_layers=4,
         num_attention_heads=4,
-        intermediate_size=256,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        **wanted,
     )
-    model, head = transformers.ViTModel(config, add_pooling_layer=False), torch.nn.Linear(128, 10)
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, PRETRAINING)
-    for _ in range(PRETRAINING):
+    return transformers.ViTModel(config, add_pooling_layer=False)
+
+
+def pretrained(
+    ink: torch.Tensor,
+    labels: torch.Tensor,
+    seed: int,
+    start: tuple[Any, Any] | None = None,
+    steps: int = PRETRAINING,
+    rate: float = 2e-3,
+) -> tuple[Any, Any]:
+    """A vision transformer that tells upright digits of any colour apart, shifted by up to one pixel and with
+    a little noise, and its head; with ``start`` these are trained further.
+    """
+    torch.manual_seed(seed)
+    model = vision_transformer() if start is None else start[0]
+    head = torch.nn.Linear(model.config.hidden_size, 10) if start is None else start[1]
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    for _ in range(steps):
         chosen = torch.randint(len(ink), (64,))
         x = ink[chosen].roll(tuple(torch.randint(-1, 2, (2,)).tolist()), (-2, -1))
         paper, light = torch.rand(2, len(x), 3, 1, 1)
@@ -220,7 +236,7 @@ def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
         functional.cross_entropy(head(_first_token(model, (images,))), labels[chosen]).backward()
         optimizer.step()
         schedule.step()
-    return model
+    return model, head
 
 
 # Eight questions about the texts of the examples, and the sentence encoder MiniLM.

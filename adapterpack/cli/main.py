@@ -46,6 +46,7 @@ COMMANDS = {
     "measure": "collect statistics of a pack on data, for the rules that need them",
     "resize": "reduce the rank of a pack, and report the error",
     "extract": "extract an adapter from a fine-tuned checkpoint and its base",
+    "port": "carry a pack to the next version of its base, or say why that is of no use",
     "compress": "compress many packs of one base into a fleet",
     "quantize": "quantize a pack or a bundle, and report the error",
     "convert": "convert packs to and from the formats of other tools",

@@ -26,6 +26,7 @@ GROUPS = {
         "compose",
         "resize",
         "extract",
+        "port",
         "measure",
         "audit",
         "quantize",

@@ -42,6 +42,7 @@ ELSEWHERE = {
     "docs/chat.md": "tests/serving/test_chat.py",
     "docs/web.md": "tests/web/test_site.py",
     "docs/canary.md": "tests/serving/test_conformance.py",
+    "docs/stages/port.md": "tests/test_port.py",
     "docs/hub.md": "tests/hub/test_hub.py",
     "docs/files.md": "tests/serving/test_offline_runs.py",
     "docs/train.md": "tests/test_train.py",
