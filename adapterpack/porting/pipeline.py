@@ -62,8 +62,8 @@ def port(
     out: StrPath | None = None,
     progress: Progress | None = None,
 ) -> Pack:
-    """Carries a pack from its base ``old`` to ``new``, which was made from ``old``: trained further, or without
-    some layers or hidden units.
+    """Carries a pack from its base ``old`` to ``new``, which was made from ``old``: trained further, or
+    without some layers or hidden units.
 
     Needs no data and trains nothing. Each layer of the new base takes the changes of the old layer whose
     weights are most like its own. They stay as they are where the weight is near the old one; elsewhere its
