@@ -4,17 +4,27 @@ in part, or on another base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..errors import BaseMismatch, ConfigError, FormatError, NothingToDo, ParityError
+from ..errors import (
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    NothingToDo,
+    ParityError,
+    Unsupported,
+    excerpt,
+)
 from ..hub import folder_of
 from ..manifest.structs import TopLogits
 from ..pack import canary, load
 from ..pack.validate.checks.finding import CheckRule, Finding, Report
 from ..paths import StrPath
+from ..runtime.text import Tokenizer
 from .targets import Logprobs, Responder, open_server
 
 if TYPE_CHECKING:
@@ -30,6 +40,12 @@ ROUNDED = CheckRule(
     "AC102",
     "The target's base is no coarser than half precision.",
     "nothing, if its weights are quantized; else give it the base that the pack names",
+    "warning",
+)
+CHAT = CheckRule(
+    "AC103",
+    "The target writes a conversation as the base's chat template does.",
+    "start it with the base's chat template",
     "warning",
 )
 NO_EFFECT = CheckRule(
@@ -51,6 +67,11 @@ OTHER = CheckRule(
     error=ParityError,
 )
 
+_CONVERSATION = [
+    {"role": "user", "content": "Where is my parcel?"},
+    {"role": "assistant", "content": "On its way."},
+    {"role": "user", "content": "Since when?"},
+]
 _MORE_ROWS = 6
 """Rows of random tokens beside the canary's own, where a base is given: more answers, less noise."""
 _LENGTH = 12
@@ -163,11 +184,12 @@ def validate_against(
     if not all(row.pack for row in rows):
         raise FormatError("the target's answers name no token of the base", where=opened.name)
     found = judge(rows, faults, opened.name)
+    chat = () if given is None else _other_chat(opened, given)
     return Report(
         "pack",
         str(path),
         pack.id,
-        found.findings,
+        (*found.findings, *chat),
         found.left_open,
         incomplete=bool(found.left_open),
         evidence=f"{opened.name}: {found.evidence}",
@@ -181,6 +203,31 @@ def _ask(target: Responder, ids: Sequence[int], wanted: Sequence[int]) -> Row:
     return Row(
         {}, {}, asked, None if target.ask_base is None else target.ask_base(ids, [*wanted, *likeliest])
     )
+
+
+def _other_chat(target: Responder, base: Path) -> Iterator[Finding]:
+    """Yields a finding if a target that shows its chat template reads a conversation as other tokens than the
+    base's template writes.
+    """
+    if target.render is None or not (base / "tokenizer.json").is_file():
+        return
+    tokenizer = Tokenizer(base)
+    if tokenizer.template is None:
+        return
+    try:
+        theirs = target.render(_CONVERSATION)
+    except (FormatError, Unsupported):  # a server without this route
+        return
+    bos = tokenizer.special_tokens.get("bos_token", "")  # which some servers add later
+    texts = [
+        tokenizer.decode(ids, skip_special_tokens=False).removeprefix(bos)
+        for ids in (theirs, tokenizer.prompt(_CONVERSATION))
+    ]
+    if texts[0] != texts[1]:
+        pairs = enumerate(zip(*texts, strict=False))
+        same = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
+        theirs_on, ours_on = (excerpt(text[same:]) for text in texts)
+        yield CHAT.at(target.name, f"it writes {theirs_on} where the base's chat template writes {ours_on}")
 
 
 def _recognizes(row: Row, recorded: TopLogits) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.error import HTTPError
@@ -18,8 +18,11 @@ from ..errors import FormatError, StorageError, UnknownAdapter, Unsupported, req
 
 Logprobs = dict[int, float]
 """Log-probabilities of the next token by its id: of the likeliest ones, and of others that were asked for."""
+Messages = Sequence[Mapping[str, str]]
 Ask = Callable[[Sequence[int], Iterable[int]], Logprobs]
 """Gives the log-probabilities of the token after some tokens, those of some token ids among them."""
+Render = Callable[[Messages], list[int]]
+"""Gives the token ids as which a conversation is read."""
 
 _LARGEST_ANSWER = 32 << 20
 _SECONDS = 120
@@ -31,18 +34,19 @@ _ANY_LETTER = "root ::= [a-z]"
 only a part of a character, it shows nothing.
 """
 T = TypeVar("T")
-_Token = Annotated[int, msgspec.Meta(ge=0)]
+_Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 _SOME = msgspec.Meta(min_length=1)
 
 
 class Responder(NamedTuple):
-    """Something that runs an adapter: how to ask it with the adapter, and without it (None where it cannot be
-    switched off).
+    """Something that runs an adapter: how to ask it with the adapter, without it (None where it cannot be
+    switched off), and for its chat template (None where it shows none).
     """
 
     name: str
     ask: Ask
     ask_base: Ask | None
+    render: Render | None = None
 
 
 class Connection:
@@ -117,6 +121,14 @@ def open_server(url: str, model: str) -> Responder:
     )
 
 
+class _Tokens(msgspec.Struct):
+    tokens: list[_Token]
+
+
+class _LlamaPrompt(msgspec.Struct):
+    prompt: str
+
+
 class _LlamaAdapter(msgspec.Struct):
     id: int
     path: str
@@ -167,7 +179,11 @@ def _llama_cpp(connection: Connection, model: str) -> Responder:
 
         return answer
 
-    return Responder(f"llama.cpp at {connection.url}", ask(1.0), ask(0.0) if numbers else None)
+    def render(messages: Messages) -> list[int]:
+        text = connection.send("/apply-template", _LlamaPrompt, {"messages": messages}).prompt
+        return connection.send("/tokenize", _Tokens, {"content": text, "parse_special": True}).tokens
+
+    return Responder(f"llama.cpp at {connection.url}", ask(1.0), ask(0.0) if numbers else None, render)
 
 
 class _Model(msgspec.Struct):
@@ -213,7 +229,11 @@ def _openai(connection: Connection, model: str) -> Responder:
 
     ask(model)([1], [1])  # a server of another kind does not show them
     base = parents[model]
-    return Responder(f"{model} at {connection.url}", ask(model), None if base is None else ask(base))
+
+    def render(messages: Messages) -> list[int]:
+        return connection.send("/tokenize", _Tokens, {"model": model, "messages": messages}).tokens
+
+    return Responder(f"{model} at {connection.url}", ask(model), None if base is None else ask(base), render)
 
 
 def require_adapter(model: str, names: Collection[str], where: object) -> None:

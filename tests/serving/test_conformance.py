@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,6 +153,27 @@ def test_another_base_is_told(
     adapterpack.export(second, [tmp_path / "packs-b/good"], bundle, mode="bank", in_place=True)
     report = adapterpack.validate(tmp_path / "packs-a/good", against=launch(bundle).address)
     assert [finding.rule for finding in report.findings] == ["AC101"]
+
+
+def test_another_chat_template_is_told(smollm2: Path, tmp_path: Path, launch: Callable[..., Served]) -> None:
+    """The adapter acts as it should, and yet a chat is not what it was trained on."""
+    base = write_model(tmp_path / "base", smollm2, seed=5)
+    write_packs(base, tmp_path / "packs", 0)
+    shutil.copytree(base, tmp_path / "other")
+    template = tmp_path / "other/chat_template.jinja"
+    template.write_text(template.read_text().replace("a helpful AI", "a terse"))
+    found = []
+    for served in (base, tmp_path / "other"):
+        bundle = tmp_path / f"bundle-{served.name}"
+        adapterpack.export(served, [tmp_path / "packs/good"], bundle, mode="bank", in_place=True)
+        report = adapterpack.validate(tmp_path / "packs/good", base, against=launch(bundle).address)
+        assert report.state == "valid"
+        found.append([(one.rule, one.message) for one in report.findings])
+    message = (
+        "it writes 'terse assistant named SmolLM, trained by Hugging Face<|im_end|>\\n<|im_start|>us where the "
+        "base's chat template writes 'helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n<|im_star"
+    )
+    assert found == [[], [("AC103", message)]]
 
 
 def test_the_command_prints_what_was_measured(running: Served, made: Path) -> None:
