@@ -77,6 +77,7 @@ def test_the_images_hold_what_is_needed() -> None:
     needed = {
         *wheel["packages"],
         *wheel["force-include"],
+        *wheel["sbom-files"],
         wheel["hooks"]["custom"]["path"],
         project["project"]["readme"],
         "pyproject.toml",
