@@ -311,6 +311,10 @@ def other_processes(count: int) -> Iterator[None]:
         ) from error
 
 
+_UNWRITTEN = ("iostream error", "inline_container")
+"""Parts of torch's messages where a file cannot be written."""
+
+
 @contextmanager
 def written_checkpoints(folder: str) -> Iterator[None]:
     """Turns failures to write a checkpoint into ``folder`` into a named error.
@@ -324,9 +328,13 @@ def written_checkpoints(folder: str) -> Iterator[None]:
     with storage_errors(folder):
         try:
             yield
-        except (RuntimeError, SafetensorError):
+        except (RuntimeError, SafetensorError) as error:
             _take_room(Path(folder))
-            raise
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _UNWRITTEN):
+                raise
+            raise StorageError(
+                f"the checkpoint cannot be written: {reason(error)}", where=folder, remedy="check the disk"
+            ) from error
 
 
 def _take_room(folder: Path) -> None:
