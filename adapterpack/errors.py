@@ -299,14 +299,14 @@ def require_among(
     known: Collection[str],
     error: type[AdapterpackError] = UnknownName,
     where: object = None,
-    **said: Any,
+    **hints: Any,
 ) -> None:
     """Raises ``error`` with this message if a name, where there is one, is not among those known. It tells
-    the name and suggests the nearest one; ``said`` adds to that, or says it otherwise.
+    the name and suggests the nearest one; ``hints`` add to that, or replace it.
     """
     if name is not None and name not in known:
-        told = {"found": repr(name), "remedy": nearest(name, known), **said}
-        raise error(message, where=where, **told)
+        hints = {"found": repr(name), "remedy": nearest(name, known), **hints}
+        raise error(message, where=where, **hints)
 
 
 def excerpt(value: object) -> str:

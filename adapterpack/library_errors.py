@@ -102,7 +102,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         >>> is_out_of_memory(RuntimeError("std::bad_alloc")), is_out_of_memory(RuntimeError("a bad shape"))
         (True, False)
     """
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(sign in str(error) for sign in _NO_MEMORY)
+    )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ def _build() -> dict[str, Any]:
         "cuda": getattr(build, "cuda_version", None),
         "providers": [
             *ort.get_available_providers(),
-            *(one.runtime_name for one in PROVIDERS.values() if one.plugin and find_spec(one.plugin)),
+            *(one.runtime_name for one in PROVIDERS.values() if one.has_plugin),
         ],
     }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from ...errors import ProviderError, require_among
@@ -33,13 +34,18 @@ class Provider:
     name: str
     runtime_name: str
     source: str
-    plugin: str | None = None
+    plugin: str = ""
     memory: str = "cpu"
     settings: Mapping[str, Callable[[Any], Mapping[str, str]]] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     session: Mapping[str, Any] = field(default_factory=dict)
     behind: tuple[str, ...] = ()
     absent: Callable[[], str | None] = _present
+
+    @property
+    def has_plugin(self) -> bool:
+        """Whether the wheel with its plugin is installed."""
+        return bool(self.plugin and find_spec(self.plugin))
 
 
 PROVIDERS = Registry("provider", Provider, "adapterpack.providers", "adapterpack.runtime.providers")

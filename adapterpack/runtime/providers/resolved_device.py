@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import onnxruntime as ort
@@ -142,7 +141,7 @@ def _plugin_device(provider: Provider, device: Device) -> ort.OrtEpDevice | None
     """Returns the hardware that a provider's plugin finds, the first or that of the device's number; None if
     the plugin is not installed. ONNX Runtime loads the plugin once in a process.
     """
-    if provider.plugin is None or find_spec(provider.plugin) is None:
+    if not provider.has_plugin:
         return None
     found = _hardware(provider)
     if not found:
