@@ -24,7 +24,7 @@ from ..manifest.structs import TopLogits
 from ..pack import canary, load
 from ..pack.validate.checks.finding import CheckRule, Finding, Report
 from ..paths import StrPath
-from ..runtime.text import Tokenizer
+from ..runtime import text  # whose tokenizer is imported where one is used
 from .targets import Logprobs, Responder, open_server
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _other_chat(target: Responder, base: Path) -> Iterator[Finding]:
     """
     if target.render is None or not (base / "tokenizer.json").is_file():
         return
-    tokenizer = Tokenizer(base)
+    tokenizer = text.Tokenizer(base)
     if tokenizer.template is None:
         return
     try:
@@ -226,7 +226,7 @@ def _other_chat(target: Responder, base: Path) -> Iterator[Finding]:
     if texts[0] != texts[1]:
         pairs = enumerate(zip(*texts, strict=False))
         same = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
-        theirs_on, ours_on = (excerpt(text[same:]) for text in texts)
+        theirs_on, ours_on = (excerpt(written[same:]) for written in texts)
         yield CHAT.at(target.name, f"it writes {theirs_on} where the base's chat template writes {ours_on}")
 
 
