@@ -26,6 +26,8 @@ from .int8_columns import LARGEST as LARGEST
 from .int8_columns import SCALES as SCALES
 from .int8_columns import exact_nodes as exact_nodes
 from .int8_columns import scales_of as scales_of
+from .lora_nodes import ROW_ADAPTERS as ROW_ADAPTERS
+from .lora_nodes import replace_lora as replace_lora
 from .match import TensorPlace as TensorPlace
 from .match import match_bias as match_bias
 from .nbits import BlockGrid as BlockGrid

@@ -13,7 +13,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from . import int8_columns
 from .editing import add_initializer, part_of
 
-PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits", "MatMulBnb4", "MatMulInteger"})
+QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4", "MatMulInteger"})
+"""Operators that multiply by quantized weights."""
+PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
 """Operators that can implement a linear layer."""
 _LEVEL = "accuracy_level"
 _EXACT = 0

@@ -16,9 +16,11 @@ from weakref import ReferenceType, ref
 
 import numpy as np
 
+from ..._native.row_lora import AdapterNumbers, HeldAdapter, LoraPart
 from ...adapter_methods.core.token_positions import Acts
 from ...bundle import ADAPTER_IDS
 from ...io import one_thread_each
+from ...onnx_graph import ROW_ADAPTERS
 from ...pack import SharedFactors
 from ...slots import RANK, Values
 from ...tasks import Arrays
@@ -84,6 +86,25 @@ def array_of(value: SlotValue) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.array()
 
 
+def hold_lora(layout: SlotLayout, values: Mapping[str, SlotValue]) -> HeldAdapter | None:
+    """Copies an adapter's LoRA for the graph's operator; None if it has none."""
+    layers = [_lora_parts(values.get(f"{path}.down"), values.get(f"{path}.up")) for path in layout.lora]
+    return HeldAdapter(layers, layout.halves) if any(layers) else None
+
+
+def _lora_parts(down: SlotValue | None, up: SlotValue | None) -> list[LoraPart]:
+    if down is None or up is None:
+        return []
+    if isinstance(down, JoinedValue) and isinstance(up, JoinedValue):
+        downs = {ranks.start: part for (_, ranks), part in down.parts}
+        return [
+            LoraPart(downs[ranks.start], part, columns.start)
+            for (ranks, columns), part in up.parts
+            if ranks.start in downs
+        ]
+    return [LoraPart(array_of(down), array_of(up), 0)]
+
+
 @dataclass(eq=False)
 class ResidentAdapter:
     """An adapter whose values are in memory. ``prompt`` ``[layers, 2, heads, n, head_dim]`` holds the keys
@@ -106,7 +127,10 @@ class ResidentAdapter:
     """The slots whose arrays other resident adapters use as well."""
     packs: frozenset[str] = frozenset()
     """The digests of the packs of which it consists: several for a mix."""
+    held: HeldAdapter | None = None
+    """Its LoRA where the graph has an operator for that; its values are the rest then."""
     _source_feeds: Feeds | None = field(default=None, init=False, repr=False)
+    _multiplied: ReferenceType[HeldAdapter] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.packs = self.packs or frozenset({self.digest})
@@ -122,7 +146,8 @@ class ResidentAdapter:
         prompt = [] if self.prompt is None else [self.prompt]
         first = (array[0] for array in self.source.values())  # the other slots are never written
         own = (value for name, value in self.values.items() if name not in self.shared)
-        return sum(int(array.nbytes) for array in (*own, *prompt, *first))
+        held = 0 if self.held is None else self.held.nbytes
+        return held + sum(int(array.nbytes) for array in (*own, *prompt, *first))
 
     @property
     def shared_nbytes(self) -> dict[int, int]:
@@ -134,6 +159,18 @@ class ResidentAdapter:
         if self._source_feeds is None:
             self._source_feeds = {name: value_of(array, memory) for name, array in self.source.items()}
         return self._source_feeds
+
+    def lora(self, layout: SlotLayout) -> HeldAdapter | None:
+        """Returns its LoRA as the graph's operator reads it, None if it has none. A fleet's pack, whose
+        factors are products, gives the last one while something still refers to it.
+        """
+        if self.held is not None or not self.shared:
+            return self.held
+        last = None if self._multiplied is None else self._multiplied()
+        if last is None:
+            last = hold_lora(layout, self.values)
+            self._multiplied = None if last is None else ref(last)
+        return last
 
     @property
     def virtual(self) -> int:
@@ -161,6 +198,11 @@ class AdapterFeeds:
         """The last adapters that all rows of a batch shared, as many as there are rows, with their feeds."""
         self._tabled: tuple[Sequence[ResidentAdapter | None], Feeds] | None = None
         """The adapters of the last batch, with the tables that hold them."""
+        self._unread = {
+            name: self._value(np.empty((1, *slot.shape({}, {})), slot.dtype))
+            for name, slot in layout.slots.items()
+            if slot.held
+        }
 
     def of(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
         """Returns the feeds of rows with these adapters, None for the base."""
@@ -174,6 +216,10 @@ class AdapterFeeds:
                 feeds = self._feed_shared(distinct[0])
             else:
                 feeds = self._feed_mixed(adapters, distinct)
+            if self.layout.lora:
+                held = [None if one is None else one.lora(self.layout) for one in adapters]
+                numbers = np.asarray(AdapterNumbers(held))
+                feeds = {**feeds, **self._unread, ROW_ADAPTERS: self._value(numbers)}
         if not any(slot.table for slot in self.layout.slots.values()):
             return feeds
         tabled, tables = self._tables(distinct)
@@ -193,7 +239,7 @@ class AdapterFeeds:
         feeds = {
             name: self._value(np.ascontiguousarray(self._slot(name, one)[None]))
             for name, slot in self.layout.slots.items()
-            if not slot.table
+            if slot.by_row
         }
         feeds |= {name: self._value(array) for name, array in self.layout.ranks(one.extents).items()}
         # the multiplied values take many times the memory of the cores, so only one such adapter's are kept
@@ -234,7 +280,7 @@ class AdapterFeeds:
             self._extents = wanted
         feeds: Feeds = {}
         for name, slot in self.layout.slots.items():
-            if slot.table:
+            if not slot.by_row:
                 continue
             shape, common = slot.shape(wanted, self.layout.least), self._common(name, distinct)
             if common is not None:

@@ -22,7 +22,7 @@ from ...slots import Values, in_slots, on_modules, pad_slots
 from ...tasks import MAIN
 from ..adapters import Mix, layer_and_side, parts_of, require_positions
 from ..open_bundle import OpenBundle
-from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue, array_of
+from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue, array_of, hold_lora
 from .slot_layout import SlotLayout, own_memory
 
 
@@ -47,7 +47,7 @@ class AdapterReader:
         self._encoder, self._seeing = (others, {}) if bundle.task.has_encoder else ({}, others)
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
         """The digest of the adapter that is folded into the graph's weights, if one is."""
-        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._values.base_heads())
+        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER), self._values.base_heads())
         self._shared = SharedArrays(self.layout)
 
     def read(self, adapter: Pack | Mix) -> ResidentAdapter:
@@ -86,6 +86,9 @@ class AdapterReader:
             {name: array for name, array in every.items() if name not in source and name not in seeing}
         )
         values, shared = self._shared.of({} if isinstance(adapter, Mix) else adapter.factored, dense)
+        held = None if shared else hold_lora(self.layout, values)
+        if held is not None:
+            values = {name: value for name, value in values.items() if not self.layout.slots[name].held}
         return ResidentAdapter(
             adapter.name,
             adapter.id,
@@ -96,6 +99,7 @@ class AdapterReader:
             source=self._in_bank(source) if source else {},
             shared=shared,
             packs=frozenset(pack.id for pack in packs),
+            held=held,
         )
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:

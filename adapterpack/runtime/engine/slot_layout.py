@@ -17,6 +17,7 @@ from ...bundle import Bundle, MappedSite, part_ranks
 from ...errors import BaseMismatch, Unsupported
 from ...slots import FIELDS, FIXED, LABELS, LEAST, RANK, Values, is_looked_up, neutral, widths
 from ...tasks import MAIN, Arrays
+from ..ort import OrtModel
 
 
 class Axis(NamedTuple):
@@ -44,6 +45,13 @@ class Slot(NamedTuple):
     """Whether the graph looks it up by adapter and token: ``[adapters, ...]``. Other slots are ``[rows,
     ...]``.
     """
+    held: bool = False
+    """Whether the graph's operator for LoRAs has it in place of an input."""
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the graph takes a row's values of it as an input."""
+        return not (self.table or self.held)
 
     def shape(self, extents: Extents, least: Extents) -> tuple[int, ...]:
         """Returns the shape of one adapter's values for these lengths."""
@@ -110,11 +118,12 @@ def _mismatch(where: str, expected: object, found: object) -> BaseMismatch:
 
 
 class SlotLayout:
-    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base model's
-    heads, for adapters without one; ``base`` are the values of a row without an adapter.
+    """The slots of a bundle's decoder with its ``graph``. ``heads`` are the base model's heads, for adapters
+    without one; ``base`` are the values of a row without an adapter.
     """
 
-    def __init__(self, bundle: Bundle, inputs: Mapping[str, Any], heads: Values) -> None:
+    def __init__(self, bundle: Bundle, graph: OrtModel, heads: Values) -> None:
+        self.lora, self.halves, inputs = graph.lora, graph.halves, graph.inputs
         self.sites = {
             path: site
             for path, site in bundle.sites.items()
@@ -143,6 +152,7 @@ class SlotLayout:
                 len(group.members),
                 group.dtype,
                 neutral("up", group.dtype),
+                held=path in self.lora,
             )
         self.shares = not any(site.flat and site.positional for site in self.sites.values())
         """Whether rows with one adapter can share its values. They cannot at a flat site (tokens without a
@@ -167,6 +177,7 @@ class SlotLayout:
             site.dtype,
             neutral(field, site.dtype),
             is_looked_up(field, site),
+            path in self.lora and field in ("down", "up"),
         )
 
     def own(self, values: Values) -> dict[str, np.ndarray | JoinedValue]:

@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...bundle import ENCODED, PRESENT, graph_file
+from ..._native import row_lora
+from ...bundle import DECODER, ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
-from ...onnx_graph import computing_wide, divide_products, packs_codes
+from ...onnx_graph import computing_wide, divide_products, packs_codes, replace_lora
 from ...slots import DEFAULT
 from ...tasks import AXES
 from ..providers import ResolvedDevice, check_placement
@@ -46,6 +47,10 @@ class OrtModel:
     Opening then costs neither time nor memory, but each run is slower: slightly for float products, 20 to 80
     times for more codes.
 
+    On the CPU the engine's graph adds the changes of LoRAs by an operator of adapterpack's own, where that
+    was compiled: ``lora`` are the paths of these layers in the order of their numbers, and ``halves`` says
+    whether their factors may be held in float16, as beside quantized weights.
+
     Raises:
         FormatError: ONNX Runtime refuses the graph.
         ProviderError: the device's provider did not start, or leaves nodes to the CPU that the device does
@@ -61,9 +66,11 @@ class OrtModel:
             resolved.memory,
             dtype,
         )
+        self.lora: list[str] = []
+        self.halves = False
         options = resolved.session_options()
         with self._opening(resolved):
-            self._ort = resolved.open(self._form(options, mapped), options)
+            self._ort = resolved.open(self._form(options, part, mapped), options)
         self.provider = resolved.require(self._ort)
         on_cpu = resolved.provider.name == "cpu"
         self.cpu_nodes = [] if on_cpu else check_placement(self._ort, resolved, self.path)
@@ -98,22 +105,31 @@ class OrtModel:
             remedy="choose another provider",
         )
 
-    def _form(self, options: ort.SessionOptions, mapped: bool) -> Path | bytes:
-        """Returns what ONNX Runtime opens: the graph's file, or the same graph with divided products, or for
-        bfloat16 on a CPU, which cannot compute in it, with casts.
+    def _form(self, options: ort.SessionOptions, part: str, mapped: bool) -> Path | bytes:
+        """Returns what ONNX Runtime opens: the graph's file, or the same graph with divided products or LoRAs
+        in one operator, or for bfloat16 on a CPU, which cannot compute in it, with casts.
         """
+        on_cpu = self.resolved.provider.name == "cpu"
+        by_operator = part == DECODER and on_cpu and row_lora.LIBRARY is not None
         form: Path | bytes = self.path
-        if mapped:
-            model = ir.load(self.path)
+        model = ir.load(self.path) if mapped or by_operator else None
+        changed = False
+        if model is not None and mapped:
             if not packs_codes(model):
                 options.add_session_config_entry("session.disable_prepacking", "1")
             # a folded transposition would be a copy of a table that is the head, too
             options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
             # with few runs, spinning threads would only take cores from others
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            if divide_products(model):
-                form = ir.to_proto(model).SerializeToString()
-        if self.dtype == BFLOAT16.name and self.resolved.provider.name == "cpu":
+            changed = divide_products(model)
+        if model is not None and by_operator:
+            self.lora, self.halves = replace_lora(model)
+            if self.lora:
+                options.register_custom_ops_library(row_lora.LIBRARY)
+                changed = True
+        if model is not None and changed:
+            form = ir.to_proto(model).SerializeToString()
+        if self.dtype == BFLOAT16.name and on_cpu:
             form = computing_wide(self.path)
         if isinstance(form, bytes):
             options.add_session_config_entry(
