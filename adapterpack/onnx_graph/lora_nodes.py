@@ -8,18 +8,15 @@ import onnx_ir as ir
 
 from .._native.row_lora import DOMAIN, OPERATOR
 from .editing import add_input, inputs_of, only_reader
-from .products import QUANTIZED
 
 ROW_ADAPTERS = "row_adapters"
 """The input ``[batch]`` with the number of each row's adapter, -1 for none."""
 
 
-def replace_lora(model: ir.Model) -> tuple[list[str], bool]:
+def replace_lora(model: ir.Model) -> list[str]:
     """Replaces ``product + x @ down @ up`` wherever ``down`` and ``up`` are inputs ``[rows, ...]`` in float32
-    that nothing else reads. Returns the paths of these layers, each at the place that is its number, and
-    whether products of the graph are quantized.
-
-    The inputs stay, and nothing reads them.
+    that nothing else reads; the inputs stay, and nothing reads them any more. Returns the paths of these
+    layers, each at the place that is its number.
     """
     inputs = inputs_of(model.graph)
     layers = {
@@ -33,7 +30,7 @@ def replace_lora(model: ir.Model) -> tuple[list[str], bool]:
         model.opset_imports[DOMAIN] = 1
         for number, nodes in enumerate(layers.values()):
             _replace(model.graph, nodes, numbers, number)
-    return [*layers], any(node.op_type in QUANTIZED for node in model.graph)
+    return [*layers]
 
 
 _Nodes = tuple[ir.Node, ir.Node, ir.Node]

@@ -13,9 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from . import int8_columns
 from .editing import add_initializer, part_of
 
-QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4", "MatMulInteger"})
-"""Operators that multiply by quantized weights."""
-PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
+PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits", "MatMulBnb4", "MatMulInteger"})
 """Operators that can implement a linear layer."""
 _LEVEL = "accuracy_level"
 _EXACT = 0
@@ -27,11 +25,11 @@ _WIDEST = 1 << 26
 """The most numbers of a weight that ONNX Runtime may hold as floats while it multiplies."""
 
 
-def is_fast(path: Path) -> bool | None:
-    """Whether the quantized products of the graph at ``path`` round their activations; None for a graph
-    without such products.
+def is_fast(graph: Path | ir.Model) -> bool | None:
+    """Whether the quantized products of a graph, or of that at a path, round their activations; None for a
+    graph without such products.
     """
-    model = ir.load(path)
+    model = graph if isinstance(graph, ir.Model) else ir.load(graph)
     fast = {node.attributes.get_int(_LEVEL, _EXACT) == _FAST for node in _products(model)}
     fast |= {node.op_type == "MatMulInteger" for node in _column_products(model)}
     return any(fast) if fast else None

@@ -15,7 +15,7 @@ from ..._native import row_lora
 from ...bundle import DECODER, ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
-from ...onnx_graph import computing_wide, divide_products, packs_codes, replace_lora
+from ...onnx_graph import computing_wide, divide_products, is_fast, packs_codes, replace_lora
 from ...slots import DEFAULT
 from ...tasks import AXES
 from ..providers import ResolvedDevice, check_placement
@@ -47,9 +47,9 @@ class OrtModel:
     Opening then costs neither time nor memory, but each run is slower: slightly for float products, 20 to 80
     times for more codes.
 
-    On the CPU the engine's graph adds the changes of LoRAs by an operator of adapterpack's own, where that
-    was compiled: ``lora`` are the paths of these layers in the order of their numbers, and ``halves`` says
-    whether their factors may be held in float16, as beside quantized weights.
+    Otherwise, on the CPU, the engine's graph adds the changes of LoRAs by an operator of adapterpack's own,
+    where that was compiled: ``lora`` are the paths of these layers in the order of their numbers, and
+    ``halves`` says whether their factors are held in float16, as where activations are rounded to int8.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
@@ -110,27 +110,26 @@ class OrtModel:
         in one operator, or for bfloat16 on a CPU, which cannot compute in it, with casts.
         """
         on_cpu = self.resolved.provider.name == "cpu"
-        by_operator = part == DECODER and on_cpu and row_lora.LIBRARY is not None
         form: Path | bytes = self.path
-        model = ir.load(self.path) if mapped or by_operator else None
-        changed = False
-        if model is not None and mapped:
+        if mapped:
+            model = ir.load(self.path)
             if not packs_codes(model):
                 options.add_session_config_entry("session.disable_prepacking", "1")
             # a folded transposition would be a copy of a table that is the head, too
             options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
             # with few runs, spinning threads would only take cores from others
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            changed = divide_products(model)
-        if model is not None and by_operator:
-            self.lora, self.halves = replace_lora(model)
-            if self.lora:
-                options.register_custom_ops_library(row_lora.LIBRARY)
-                changed = True
-        if model is not None and changed:
-            form = ir.to_proto(model).SerializeToString()
+            if divide_products(model):
+                form = ir.to_proto(model).SerializeToString()
         if self.dtype == BFLOAT16.name and on_cpu:
             form = computing_wide(self.path)
+        elif on_cpu and part == DECODER and not mapped and row_lora.LIBRARY is not None:
+            model = ir.load(self.path)
+            self.lora = replace_lora(model)
+            self.halves = bool(is_fast(model))
+            if self.lora:
+                options.register_custom_ops_library(row_lora.LIBRARY)
+                form = ir.to_proto(model).SerializeToString()
         if isinstance(form, bytes):
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(self.path.parent)
