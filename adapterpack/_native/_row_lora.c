@@ -21,16 +21,6 @@ struct site {
     struct part *parts;
 };
 
-struct adapter {
-    int number, half;
-    long sites, views;
-    struct site *site;
-    struct part *parts;
-    Py_buffer *view;
-};
-
-static struct adapter *adapters[MOST]; /* read by runs without the lock: whoever runs one with a number holds that adapter */
-
 #define NAME(x) JOIN(JOIN(x, TYPE), SET)
 /* A loop over a few numbers, which a compiler is to write out, so that sums stay in registers. */
 #define EACH(i, count) _Pragma("GCC unroll 8") for (int i = 0; i < count; i++)
@@ -73,9 +63,19 @@ static const struct set sets[] = {
 #endif
     {NULL, NULL, NULL}};
 
+struct adapter {
+    int number, half;
+    work work;
+    long sites, views;
+    struct site *site;
+    struct part *parts;
+    Py_buffer *view;
+};
+
+static struct adapter *adapters[MOST]; /* read by runs without the lock: whoever runs one with a number holds that adapter */
+
 /* One run. */
 struct run {
-    const struct set *set;
     const float *x;
     float *out;
     const int64_t *numbers;
@@ -100,7 +100,7 @@ static void run_piece(void *data, size_t number) {
             x[t] = run->x + token * run->in;
             sums[t] = run->out + token * run->width + site->parts[p].at;
         }
-        (adapter->half ? run->set->f16 : run->set->f32)(site->parts + p, piece.count, x, sums);
+        adapter->work(site->parts + p, piece.count, x, sums);
     }
 }
 
@@ -148,9 +148,7 @@ static ort_status compute(void *data, void *context) {
     if ((status = ort_output(api)(context, 0, shape, 3, &value)) || (status = ort_data(api)(value, &out))) return status;
     const size_t total = (size_t)rows * shape[1];
     if (out != product) memcpy(out, product, total * shape[2] * sizeof(float));
-    struct run run = {sets, x, out, numbers, rows, shape[1], x_shape[2], shape[2], kernel->site, NULL, NULL};
-    while (run.set->name && !runs_here(run.set->name)) run.set++;
-    if (!run.set->name) return failed(api, "the processor has none of the instruction sets");
+    struct run run = {x, out, numbers, rows, shape[1], x_shape[2], shape[2], kernel->site, NULL, NULL};
     for (long row = 0; row < rows; row++) {
         const char *wrong = problem(&run, run.numbers[row]);
         if (wrong) return failed(api, wrong);
@@ -241,7 +239,8 @@ static int fill(struct adapter *adapter, struct site *site, PyObject *parts) {
         PyObject *item = PySequence_GetItem(parts, p), *down, *up;
         struct part *part = site->parts + p;
         Py_buffer *view_down = adapter->view + adapter->views, *view_up = view_down + 1;
-        const int there = item && PyArg_ParseTuple(item, "OOl:hold", &down, &up, &part->at);
+        if (item && !PyTuple_Check(item)) PyErr_SetString(PyExc_TypeError, "a part is a tuple of down, up and the first column");
+        const int there = item && PyTuple_Check(item) && PyArg_ParseTuple(item, "OOl:hold", &down, &up, &part->at);
         Py_XDECREF(item); /* the sequence still has it */
         if (!there || !view(down, view_down, "down", 0, adapter->half ? "e" : "f", 2, -1)) return 0;
         adapter->views++;
@@ -263,7 +262,10 @@ static int fill(struct adapter *adapter, struct site *site, PyObject *parts) {
 static PyObject *py_hold(PyObject *self, PyObject *args) {
     PyObject *sites;
     int half;
-    if (!PyArg_ParseTuple(args, "Op:hold", &sites, &half)) return NULL;
+    const char *name = NULL;
+    if (!PyArg_ParseTuple(args, "Op|s:hold", &sites, &half, &name)) return NULL;
+    const struct set *set = chosen(sets, sizeof(struct set), name);
+    if (!set) return NULL;
     const Py_ssize_t count = PySequence_Size(sites);
     Py_ssize_t parts = 0;
     for (Py_ssize_t s = 0; s < count; s++) {
@@ -277,6 +279,7 @@ static PyObject *py_hold(PyObject *self, PyObject *args) {
     if (!adapter) return count < 0 ? NULL : PyErr_NoMemory();
     adapter->number = -1;
     adapter->half = half;
+    adapter->work = half ? set->f16 : set->f32;
     PyObject *capsule = PyCapsule_New(adapter, "adapter", release);
     if (!capsule) {
         free(adapter);
@@ -318,7 +321,7 @@ static PyObject *py_sets(PyObject *self, PyObject *nothing) { return names_of(se
 
 static PyMethodDef methods[] = {
     {"hold", py_hold, METH_VARARGS,
-     "hold(sites, half) -> (number, holder)\n\nMakes an adapter's factors known to AddLora under a number, as long as the holder is there. A site is a\n"
+     "hold(sites, half, set=fastest) -> (number, holder)\n\nMakes an adapter's factors known to AddLora under a number, as long as the holder is there. A site is a\n"
      "sequence of (down [rank, in], up [rank, out], first column), C-contiguous, in float16 if half, else float32."},
     {"sets", py_sets, METH_NOARGS, "sets() -> the instruction sets that this processor runs, the fastest first"},
     {NULL, NULL, 0, NULL}};

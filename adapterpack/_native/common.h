@@ -45,7 +45,7 @@ static int runs_here(const char *name) {
 #define NAME_OF(row) (*(const char *const *)(row))
 
 /* The first row, so the fastest, that this processor runs; with a name the row of that name. An error where there is none. */
-__attribute__((unused)) static const void *chosen(const void *table, size_t size, const char *name) {
+static const void *chosen(const void *table, size_t size, const char *name) {
     for (const char *row = table; NAME_OF(row); row += size)
         if (runs_here(NAME_OF(row)) && (!name || !strcmp(name, NAME_OF(row)))) return row;
     PyErr_Format(PyExc_ValueError, "this processor has no instruction set %s", name ? name : "that the kernel is compiled for");
