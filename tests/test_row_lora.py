@@ -14,11 +14,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from adapterpack import Engine, export
+from adapterpack import export
 from adapterpack._native import row_lora
 from adapterpack._native.row_lora import AdapterNumbers, HeldAdapter, LoraPart
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.onnx_graph import replace_lora
+from adapterpack.runtime.engine.engine import DecoderEngine
 
 pytestmark = pytest.mark.fast
 Make = Callable[..., Any]
@@ -139,9 +140,9 @@ def test_numbers_that_nobody_holds_are_refused(operator: ort.InferenceSession) -
             run(operator, x, product, np.array([other], np.int64))
     with pytest.raises(Exception, match="has no such layer"):
         run(session(site=1), x, product, numbers)
-    for shapes in ((7, 6), (8, 5)):
+    for width, out in ((7, 6), (8, 5)):
         with pytest.raises(Exception, match="layer of other widths"):
-            run(operator, *(drawn(rng, 1, 1, width) for width in shapes), numbers)
+            run(operator, drawn(rng, 1, 1, width), drawn(rng, 1, 1, out), numbers)
     for other_rows in ((2, 1), (1, 2)):
         with pytest.raises(Exception, match="have other rows"):
             run(operator, drawn(rng, *other_rows, 8), product, numbers)
@@ -194,7 +195,7 @@ def test_an_engine_answers_as_without_the_operator(
     answers = []
     for library in (row_lora.LIBRARY, None):
         monkeypatch.setattr(row_lora, "LIBRARY", library)
-        engine = Engine(tmp_path / "bundle", "cpu", max_rows=3, prefill_budget=4, lookup_tokens=0)
+        engine = DecoderEngine(tmp_path / "bundle", "cpu", max_rows=3, prefill_budget=4, lookup_tokens=0)
         graph = engine.rows.graph
         assert graph.lora == (layers if library else []) and graph.halves == bool(library and scheme)
         for number, name in enumerate([None, "alpha", "beta", "gamma", "alpha", None, "beta"]):

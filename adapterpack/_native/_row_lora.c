@@ -240,12 +240,13 @@ static int fill(struct adapter *adapter, struct site *site, PyObject *parts) {
         struct part *part = site->parts + p;
         Py_buffer *view_down = adapter->view + adapter->views, *view_up = view_down + 1;
         if (item && !PyTuple_Check(item)) PyErr_SetString(PyExc_TypeError, "a part is a tuple of down, up and the first column");
-        const int there = item && PyTuple_Check(item) && PyArg_ParseTuple(item, "OOl:hold", &down, &up, &part->at);
-        Py_XDECREF(item); /* the sequence still has it */
-        if (!there || !view(down, view_down, "down", 0, adapter->half ? "e" : "f", 2, -1)) return 0;
-        adapter->views++;
-        if (!view(up, view_up, "up", 0, adapter->half ? "e" : "f", 2, -1)) return 0;
-        adapter->views++;
+        int there = item && PyTuple_Check(item) && PyArg_ParseTuple(item, "OOl:hold", &down, &up, &part->at);
+        there = there && view(down, view_down, "down", 0, adapter->half ? "e" : "f", 2, -1);
+        adapter->views += there;
+        there = there && view(up, view_up, "up", 0, adapter->half ? "e" : "f", 2, -1);
+        adapter->views += there;
+        Py_XDECREF(item); /* the views keep its arrays */
+        if (!there) return 0;
         part->down = view_down->buf;
         part->up = view_up->buf;
         part->rank = view_down->shape[0];
