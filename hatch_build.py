@@ -34,7 +34,7 @@ class CustomBuildHook(BuildHookInterface):
         script = Path(self.root, FOLDER, "build.py")
         if lacking := _loaded(script).missing():
             self.app.display_warning(
-                f"adapterpack's kernels are not compiled, numpy will do their work, more slowly: {lacking}"
+                f"no kernels are compiled, so merges and rows with adapters are slower: {lacking}"
             )
             return
         if version == "editable":

@@ -1,3 +1,3 @@
-"""The compiled kernel for products of low-rank factors and the fold of a merge; numpy does the same where
-nothing was compiled.
+"""Compiled kernels for merges and for the LoRAs of a batch's rows; numpy and ONNX Runtime's own operators do
+the same where nothing was compiled.
 """

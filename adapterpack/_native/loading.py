@@ -10,7 +10,7 @@ from . import build
 
 
 class UnusedKernel(UserWarning):
-    """A compiled module is there and is not used; numpy does its work, more slowly."""
+    """A compiled module is there and is not used; its work is done without it, more slowly."""
 
 
 def load(name: str) -> ModuleType | None:
@@ -31,8 +31,8 @@ def load(name: str) -> ModuleType | None:
             return module if module.sets() else None
         problem = "was compiled from other sources than those next to it"
     warnings.warn(
-        f"adapterpack's compiled module {name} {problem}; numpy does its work, more slowly. To fix it: "
-        f"install adapterpack again, or run python {build.__file__}",
+        f"adapterpack's compiled module {name} {problem}; its work is done without it, more slowly. To fix "
+        f"it: install adapterpack again, or run python {build.__file__}",
         UnusedKernel,
         stacklevel=2,
     )

@@ -112,17 +112,17 @@ def _quota() -> float | None:
     return None
 
 
-_AGAIN = "install adapterpack again where there is a C compiler; numpy does the same work, more slowly"
+_AGAIN = "install adapterpack again where there is a C compiler; merges and rows with adapters are slower now"
 
 
 def check_kernels() -> CheckResult:
-    """Reports whether the compiled kernels are in use, or numpy replaces them."""
+    """Reports whether the compiled kernels are in use."""
     facts, problems = {}, []
     for module in build.MODULES:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             used = load(module) is not None
-        facts[module.removeprefix("_")] = "compiled" if used else "numpy"
+        facts[module.removeprefix("_")] = "compiled" if used else "not compiled"
         if said:  # a kernel file exists, but was built from other sources or for another machine
             what, _, remedy = str(said[0].message).partition(" To fix it: ")
             problems.append(CheckProblem(what.rstrip("."), remedy or _AGAIN))
