@@ -270,7 +270,7 @@ def test_a_pack_that_reads_the_weights_has_the_graph_parsed_once(
     session = Session(tmp_path / "bank", "cpu")
     for pack in packs[1:]:
         session.load(pack)
-    assert parsed == [tmp_path / "bank" / GRAPH]
+    assert [path.name for path in parsed if path.name == GRAPH] == [GRAPH]
     batch = batch_of()
     with torch.no_grad():
         known = active(model, "three")(input_ids=torch.from_numpy(batch["input_ids"][1:2])).logits[0].numpy()

@@ -59,6 +59,8 @@ def _replace(graph: ir.Graph, nodes: _Nodes, numbers: ir.Value, number: int) -> 
     node = ir.node(OPERATOR, [first.inputs[0], product, numbers], {"site": number}, domain=DOMAIN)
     graph.insert_before(third, node)
     old, new = third.outputs[0], node.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
+    leading = [None, None] if old.shape is None else old.shape[:2]
+    width = None if second.inputs[1].shape is None else second.inputs[1].shape[2]  # which nothing infers
+    new.name, new.type, new.shape = old.name, old.type, ir.Shape([*leading, width])
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove([third, second, first], safe=True)
