@@ -11,9 +11,11 @@ INLINE TARGET lanes NAME(rest)(const STORED *from, const long left) {
     return READ(there);
 }
 
-/* hidden [tokens, CHUNK] at some ranks: the products of each token's x with the rows of down [ranks, in]. */
-INLINE TARGET void NAME(shrink)(const int tokens, const int ranks, const float *const *x, const STORED *down, const long in,
-                                const char *soon, float *hidden) {
+/* hidden [tokens, CHUNK] at some ranks: the products of each token's x with as many rows of down, from `first` on. */
+INLINE TARGET void NAME(shrink)(const int tokens, const int ranks, const float *const *x, const struct part *part, const long first,
+                                float *hidden) {
+    const long in = part->in;
+    const STORED *down = (const STORED *)part->down + first * in, *soon = (const STORED *)part->up + first * in;
     lanes sum[4][8];
     EACH(t, tokens)
         EACH(r, ranks) sum[t][r] = (lanes){0};
@@ -21,7 +23,7 @@ INLINE TARGET void NAME(shrink)(const int tokens, const int ranks, const float *
     for (; i + LANES <= in; i += LANES) {
         for (size_t line = 0; tokens == 1 && line < ranks * LANES * sizeof(STORED); line += 64) {
             __builtin_prefetch((const char *)(down + ranks * in) + i * ranks * sizeof(STORED) + line);
-            __builtin_prefetch(soon + i * ranks * sizeof(STORED) + line);
+            __builtin_prefetch((const char *)soon + i * ranks * sizeof(STORED) + line);
         }
         EACH(r, ranks) {
             const lanes factor = READ(down + r * in + i);
@@ -67,15 +69,14 @@ INLINE TARGET void NAME(expand)(const int tokens, const int vectors, const long 
 
 INLINE TARGET void NAME(tokens)(const int tokens, const struct part *part, const float *const *x, float *const *sums) {
     float hidden[4 * CHUNK];
-    const STORED *down = part->down, *up = part->up;
     for (long first = 0; first < part->rank; first += CHUNK) {
         const long ranks = part->rank - first < CHUNK ? part->rank - first : CHUNK;
         const int step = tokens == 1 ? 8 : 4;
         long r = 0;
-        for (; r + step <= ranks; r += step) NAME(shrink)(tokens, step, x, down + (first + r) * part->in, part->in, (const char *)up + (first + r) * part->in * sizeof(STORED), hidden + r);
-        for (; r < ranks; r++) NAME(shrink)(tokens, 1, x, down + (first + r) * part->in, part->in, (const char *)up + (first + r) * part->in * sizeof(STORED), hidden + r);
+        for (; r + step <= ranks; r += step) NAME(shrink)(tokens, step, x, part, first + r, hidden + r);
+        for (; r < ranks; r++) NAME(shrink)(tokens, 1, x, part, first + r, hidden + r);
         long at = 0;
-        const STORED *rows = up + first * part->out;
+        const STORED *rows = (const STORED *)part->up + first * part->out;
         for (; at + 2 * LANES <= part->out; at += 2 * LANES) NAME(expand)(tokens, 2, 0, hidden, ranks, rows, part->out, at, sums);
         for (; at < part->out; at += LANES)
             NAME(expand)(tokens, 1, part->out - at < LANES ? part->out - at : 0, hidden, ranks, rows, part->out, at, sums);

@@ -198,6 +198,8 @@ class AdapterFeeds:
         """The last adapters that all rows of a batch shared, as many as there are rows, with their feeds."""
         self._tabled: tuple[Sequence[ResidentAdapter | None], Feeds] | None = None
         """The adapters of the last batch, with the tables that hold them."""
+        self._numbers: np.ndarray | None = None
+        """Those of the last batch, so that a fleet's pack is multiplied once for all pieces of a prompt."""
         self._unread = {
             name: self._value(np.empty((1, *slot.shape({}, {})), slot.dtype))
             for name, slot in layout.slots.items()
@@ -218,8 +220,8 @@ class AdapterFeeds:
                 feeds = self._feed_mixed(adapters, distinct)
             if self.layout.lora:
                 held = [None if one is None else one.lora(self.layout) for one in adapters]
-                numbers = np.asarray(AdapterNumbers(held))
-                feeds = {**feeds, **self._unread, ROW_ADAPTERS: self._value(numbers)}
+                self._numbers = np.asarray(AdapterNumbers(held))
+                feeds = {**feeds, **self._unread, ROW_ADAPTERS: self._value(self._numbers)}
         if not any(slot.table for slot in self.layout.slots.values()):
             return feeds
         tabled, tables = self._tables(distinct)
@@ -321,6 +323,7 @@ class AdapterFeeds:
     def forget(self) -> None:
         """Frees the buffers of mixed batches; the next mixed batch allocates them again."""
         self._buffers, self._extents, self._filled, self._tabled = {}, {}, {}, None
+        self._numbers = None
         self._alone.clear()
 
     def _tables(

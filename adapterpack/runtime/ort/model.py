@@ -126,8 +126,8 @@ class OrtModel:
         elif on_cpu and part == DECODER and not mapped and row_lora.LIBRARY is not None:
             model = ir.load(self.path)
             self.lora = replace_lora(model)
-            self.halves = bool(is_fast(model))
             if self.lora:
+                self.halves = bool(is_fast(model))
                 options.register_custom_ops_library(row_lora.LIBRARY)
                 form = ir.to_proto(model).SerializeToString()
         if isinstance(form, bytes):
