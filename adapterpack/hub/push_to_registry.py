@@ -21,6 +21,7 @@ from .transport import LocalFile, hub_errors, with_retries
 from .transport.http import ErrorResponse, allowed_seconds
 from .transport.registry import (
     ARTIFACT,
+    EMPTY,
     INDEX,
     MANIFEST,
     PATH,
@@ -146,7 +147,7 @@ class _Upload(NamedTuple):
         empty = LocalFile.of(b"{}")
         for one in (empty, file):
             self.blob(one)
-        config = _describe(empty, "application/vnd.oci.empty.v1+json")
+        config = _describe(empty, EMPTY)
         made = _manifest(kind, config, [_describe(file, kind, name)], subject)
         mine = _describe(made, MANIFEST, kind=kind)
         if "OCI-Subject" in self.manifest(mine.digest, made, MANIFEST):

@@ -64,10 +64,12 @@ class Registry:
         return {one["artifactType"]: one["digest"] for one in index["manifests"]}
 
     def put(self, name: str, tag: str, manifest: Mapping[str, Any]) -> str:
-        """Writes a manifest under a tag, and returns its digest."""
+        """Writes a manifest, or a list of some, under a tag, and returns its digest."""
         data = json.dumps(manifest).encode()
         url = f"http://{self.host}/v2/team/{name}/manifests/{tag}"
-        request = urllib.request.Request(url, data, {"Content-Type": MANIFEST}, method="PUT")
+        request = urllib.request.Request(
+            url, data, {"Content-Type": manifest.get("mediaType", MANIFEST)}, method="PUT"
+        )
         with urllib.request.urlopen(request):
             return f"sha256:{sha256(data).hexdigest()}"
 
@@ -109,10 +111,10 @@ def running(folder: Path, auth: Mapping[str, Any] | None = None) -> Iterator[Reg
         yield Registry(f"127.0.0.1:{port}", folder / "data", log)
 
 
-def log_in(home: Path, host: str) -> None:
+def log_in(home: Path, host: str, user: str = USER, password: str = PASSWORD) -> None:
     """Writes the configuration of docker with a password for a registry."""
-    secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    (home / ".docker").mkdir(parents=True)
+    secret = base64.b64encode(f"{user}:{password}".encode()).decode()
+    (home / ".docker").mkdir(parents=True, exist_ok=True)
     (home / ".docker" / "config.json").write_text(json.dumps({"auths": {host: {"auth": secret}}}))
 
 

@@ -25,7 +25,7 @@ from registries import HTPASSWD, Registry, copied, log_in, running
 
 import adapterpack
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, HubError, RepoNotFound, Revoked
-from adapterpack.hub.transport.registry import MAX_LAYERS, parse_address
+from adapterpack.hub.transport.registry import MAX_LAYERS, MAX_READ, parse_address
 
 Altered = Callable[[dict[str, Any]], object]
 
@@ -150,6 +150,32 @@ def test_a_later_signature_is_the_one_that_is_pulled(
     adapterpack.pull(registry.address("signed"), tmp_path / "pulled")
     assert (tmp_path / "pulled" / "adapterpack.sig.json").read_bytes() == data
     assert adapterpack.verify(tmp_path / "pulled", public).identity == "second"
+
+
+@pytest.mark.parametrize("others", [1, MAX_READ])
+def test_a_signature_is_found_where_a_registry_does_not_list_its_type(
+    others: int, registry: Registry, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """Among so many manifests as may be read in search of it, and no more: there are the others, too."""
+    pack, name = written(tmp_path, seed=others), f"untyped{others}"
+    adapterpack.sign(pack, keys[0])
+    pushed = adapterpack.push(pack, registry.address(name))
+    tag = str(pushed.commit).replace(":", "-")
+    attached = registry.referrers(name, str(pushed.commit))
+    kinds = ["application/vnd.dev.sigstore.bundle.v0.3+json", *["application/vnd.cyclonedx+json"] * others]
+    listed = [
+        {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": "application/vnd.oci.empty.v1+json",
+            "digest": attached[kind],
+            "size": registry.blob(attached[kind]).stat().st_size,
+        }
+        for kind in kinds
+    ]
+    index = "application/vnd.oci.image.index.v1+json"
+    registry.put(name, tag, {"schemaVersion": 2, "mediaType": index, "manifests": listed})
+    adapterpack.pull(registry.address(name), tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "adapterpack.sig.json").exists() == (others < MAX_READ)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapterpack.json", "adapterpack.sig.json"])

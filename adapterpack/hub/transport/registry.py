@@ -35,15 +35,28 @@ SCHEME = "oci://"
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
+EMPTY = "application/vnd.oci.empty.v1+json"
 PATH = "org.cncf.model.filepath"
 MAX_MANIFEST = 4 << 20
 """The most bytes of a manifest, which every registry takes by the specification."""
 MAX_LAYERS = 4096
+MAX_READ = 16
+"""The most manifests that are read in search of a signature."""
 _HOST = r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::[0-9]{1,5})?"
 _NAME = r"[a-z0-9][a-z0-9._-]{0,127}(?:/[a-z0-9][a-z0-9._-]{0,127}){0,7}"
 _ADDRESS = re.compile(
     rf"({_HOST}/{_NAME})(?::([A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})|@(sha256:[0-9a-f]{{64}}))?"
 )
+
+
+_Token = Annotated[str, Meta(pattern=r"^[!-~]+\Z")]
+
+
+class _Granted(Struct):
+    """What a service of tokens answers under either name; "none" is no token, and is refused."""
+
+    token: _Token = ""
+    access_token: _Token = "none"
 
 
 class Descriptor(Struct, omit_defaults=True, rename="camel"):
@@ -161,8 +174,9 @@ class RegistryClient:
             )
         query = urlencode({key: value for key in ("service", "scope") if (value := getattr(asked, key))})
         service = Endpoint(asked.realm, False, self._granted)
-        _, answer = request_json("GET", f"{asked.realm}?{query}", service, self.reference, dict[str, Any])
-        self._granted = {"authorization": f"Bearer {answer.get('token') or answer.get('access_token')}"}
+        url = f"{asked.realm}{'&' if '?' in asked.realm else '?'}{query}"
+        _, answer = request_json("GET", url, service, self.reference, _Granted)
+        self._granted = {"authorization": f"Bearer {answer.token or answer.access_token}"}
 
     def _explain(self, error: ErrorResponse) -> Exception:
         status = error.response.status_code
@@ -232,10 +246,14 @@ class RegistryRemote(Remote):
             FormatError: a layer has no path, or an unsafe one.
         """
         listed = [_listed(layer.annotations.get(PATH, ""), layer) for layer in self.manifest.layers]
-        signed = [one for one in self.registry.referrers(self.commit) if one.artifact_type == SIGNATURE_TYPE]
-        if signed:
-            _, signature = self.registry.manifest(signed[-1].digest)
-            listed += [_listed(SIGNATURE, layer) for layer in signature.layers[:1]]
+        # some registries list the type of the configuration, which is empty, in place of the artifact's
+        types = (SIGNATURE_TYPE, EMPTY)
+        signed = [one for one in self.registry.referrers(self.commit) if one.artifact_type in types]
+        for one in signed[: -MAX_READ - 1 : -1]:
+            _, signature = self.registry.manifest(one.digest)
+            if signature.artifact_type == SIGNATURE_TYPE:
+                listed += [_listed(SIGNATURE, layer) for layer in signature.layers[:1]]
+                break
         names.require_safe([file.path for file in listed], self)
         return {file.path: file for file in listed}
 
