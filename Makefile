@@ -3,7 +3,7 @@
 # make measure  which tests are too slow for it: those of the whole run that take longer than tests/inner_loop.py says
 # make long   the demos, large models and further architectures: minutes
 # make fuzz   ten minutes of mutated inputs
-# make guided a minute of inputs guided by coverage for each reader, and more to its corpus (needs atheris)
+# make guided a minute of inputs guided by coverage for each reader, and more to its corpus (needs atheris); then how much of each module it reaches
 # make night  an hour of random trials: kills, changed files, graphs; what fails is printed with its seed
 # make guide  the generated pages of the guide, and the site
 # make soak   half an hour of everything at once on a server
@@ -35,6 +35,7 @@ fuzz:
 
 guided:
 	python tests/fuzz/guided.py --seconds $(or $(SECONDS),60) --corpus tests/fuzz/corpus --findings fuzz-findings
+	python tests/fuzz/reached.py
 
 failing:
 	python tests/failing/failing_writes.py

@@ -69,6 +69,16 @@ def test_what_guided_fuzzing_kept_finds_nothing() -> None:
     assert (int(count) > 300, rest) == (True, "0 findings\n")
 
 
+def test_what_the_kept_inputs_reach_is_printed_by_module() -> None:
+    """Of the readers that are asked for, and of no other."""
+    script = FUZZ.parent / "reached.py"
+    command = [sys.executable, str(script), "--target", "yaml", "--target", "gguf_file"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    found = {words[0]: int(words[-2]) for words in map(str.split, done.stdout.splitlines())}
+    assert found["adapterpack/io/plain_yaml.py"] > 60 and found["adapterpack/base/gguf/header.py"] > 80
+    assert "adapterpack/bundle/manifest.py" not in found
+
+
 FAULTS = {
     "another error": "real = safetensors._entry\ndef _entry(name, *rest):\n    return "
     "{}[name] if name[-1:] == 'x' else "

@@ -131,6 +131,14 @@ def reread(corpus: Path, findings: Path | None) -> int:
     return found
 
 
+def write(names: list[str], corpus: Path, folder: Path) -> None:
+    """Writes the seeds of the targets and what was kept for them into a folder for each."""
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate((*t.TARGETS[name].seeds, *inputs(archive_of(corpus, name)))):
+            (folder / name / str(number)).write_bytes(data)
+
+
 def _keep(folder: Path | None, name: str, data: bytes, wrong: str) -> None:
     sys.stderr.write(f"\nFINDING {name}, {len(data)} bytes: {data[:300]!r}\n{wrong}\n")
     if folder:
@@ -152,11 +160,17 @@ def main() -> None:
         "--replay", type=Path, help="reads this file again with the target that its name begins with"
     )
     parser.add_argument("--corpus", type=Path, help="only reads the inputs that guided.py kept here again")
+    parser.add_argument(
+        "--write", type=Path, help="only writes what fuzzing begins with into a folder for each target"
+    )
     parser.add_argument("--names", action="store_true", help="only lists the targets")
     args = parser.parse_args()
     try:
         if args.names:
             sys.stdout.write("\n".join(t.TARGETS) + "\n")
+            return
+        if args.write:
+            write(args.target or list(t.TARGETS), Path(__file__).parent / "corpus", args.write)
             return
         if args.corpus:
             raise SystemExit(reread(args.corpus, args.findings) > 0)

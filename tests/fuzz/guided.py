@@ -56,7 +56,8 @@ def guided(name: str, options: list[str]) -> None:
         return target.mutate(data, dice, dice.choice(target.seeds))[:most]
 
     # libFuzzer starts itself by its name again where it merges
-    itself = f"{sys.executable} -W ignore {__file__} --inside {name}"
+    frozen = getattr(sys, "frozen", False)  # a program that says by itself which target it is
+    itself = sys.executable if frozen else f"{sys.executable} -W ignore {__file__} --inside {name}"
     atheris.Setup([itself, *options], read, custom_mutator=mutate)
     atheris.Fuzz()
 
