@@ -1,13 +1,14 @@
 """Commands on a disk that fails: the n-th write, fsync, rename and so on fails, for every n in turn, up to the last;
 and commands on a machine without memory: the n-th large allocation fails.
 
-    python tests/failing/failing_writes.py [COMMAND ...] [--most N] [--jobs 2]
+    python tests/failing/failing_writes.py [COMMAND ...] [--most N] [--first N] [--jobs 2]
     python tests/failing/failing_writes.py --memory [COMMAND ...] [--most N] [--jobs 2]
 
 Each run is a process of its own below nth_write.c or nth_allocation.c, which a C compiler makes. After a failure the output must not
 be there, or be whole; what was there before must be as it was; nothing else may be left; and the last words must be
 a sentence of this package's, no traceback. A training is continued afterwards and must end with the same pack.
-``--most`` tries that many n, the first and the last among them. Without it every n is tried, which takes an hour.
+``--most`` tries that many n, the first and the last among them. Without it every n is tried, which takes an hour; ``--first``
+goes on where that was interrupted.
 """
 
 from __future__ import annotations
@@ -137,6 +138,19 @@ def run(trial: Trial, made: Path, preload: Path, fail_at: int, scratch: Path) ->
 
 
 WHOLE: dict[str, State] = {}
+SECONDS = 600
+"""The most that a command may take."""
+
+
+def told(trial: Trial, made: Path, preload: Path, fail_at: int, scratch: Path) -> list[str]:
+    """As ``run``, for what is wrong alone, which is printed at once; a command without an end is wrong, too."""
+    try:
+        _, wrong = run(trial, made, preload, fail_at, scratch)
+    except subprocess.TimeoutExpired:
+        wrong = [f"{trial.name}, {fail_at} of its calls: not at an end after {SECONDS} seconds"]
+    for one in wrong:
+        print(f"  {one}", flush=True)
+    return wrong
 
 
 def _command(
@@ -159,7 +173,7 @@ def _command(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=SECONDS,
         check=False,
     )
 
@@ -191,28 +205,29 @@ def chosen(calls: int, most: int | None) -> list[int]:
 
 
 def try_all(
-    names: Sequence[str], made: Path, most: int | None, jobs: int, scratch: Path, what: str = "nth_write"
+    names: Sequence[str],
+    made: Path,
+    most: int | None,
+    jobs: int,
+    scratch: Path,
+    what: str = "nth_write",
+    first: int = 1,
 ) -> list[str]:
     """Tries the commands of these names, all if none is named; returns what is wrong."""
     preload, wrong = library(scratch, what), []
     for trial in trials():
         if names and trial.name not in names:
             continue
-        calls, first = run(trial, made, preload, 0, scratch)
-        for one in first:
+        calls, unfailed = run(trial, made, preload, 0, scratch)
+        for one in unfailed:
             print(f"{trial.name}: {one}")
-        wrong += first
-        places = chosen(calls, most)
+        wrong += unfailed
+        places = [place for place in chosen(calls, most) if place >= first]
         with ThreadPoolExecutor(jobs) as pool:
-            found = [
-                one
-                for _, some in pool.map(partial(run, trial, made, preload, scratch=scratch), places)
-                for one in some
-            ]
+            each = pool.map(partial(told, trial, made, preload, scratch=scratch), places)
+            found = [one for some in each for one in some]
         print(
-            f"{trial.name}: {calls} calls, {len(places)} of them failed, {len(found)} times wrong",
-            *found,
-            sep="\n  ",
+            f"{trial.name}: {calls} calls, {len(places)} of them failed, {len(found)} times wrong", flush=True
         )
         wrong += found
     return wrong
@@ -311,6 +326,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("commands", nargs="*")
     parser.add_argument("--most", type=int)
+    parser.add_argument("--first", type=int, default=1, help="goes on at this call, after an interruption")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="allocations fail in place of writes")
     args = parser.parse_args()
@@ -320,7 +336,7 @@ def main() -> int:
         (scratch / "work").mkdir()
         with hub_with(made / "packs/alpha", scratch):
             what = "nth_allocation" if args.memory else "nth_write"
-            return bool(try_all(args.commands, made, args.most, args.jobs, scratch, what))
+            return bool(try_all(args.commands, made, args.most, args.jobs, scratch, what, args.first))
 
 
 if __name__ == "__main__":
