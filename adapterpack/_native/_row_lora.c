@@ -1,7 +1,7 @@
 /* An operator of ONNX Runtime that adds the changes of many LoRAs to a product, a different one for each row of a batch.
 
    AddLora(x [rows, tokens, in], product [rows, tokens, out], adapters [rows]) -> sum [rows, tokens, out], with the attribute `site`: the number
-   of the linear layer in each adapter. An adapter is a number that hold() returned, or -1 for a row without one. Its factors are read where
+   of the linear layer in each adapter. `adapters` may name one for each token instead, [rows * tokens]. An adapter is a number that hold() returned, or -1 for a row without one. Its factors are read where
    they lie, once for all rows that have it; a layer that stands for siblings (q, k, v) has a part for each.
 
    A number that no adapter has, or an adapter for a layer of other widths, is an error of the run. */
@@ -122,33 +122,19 @@ struct kernel {
     int64_t site;
 };
 
-static ort_status failed(ort_api api, const char *message) { return ort_fail(api)(ORT_INVALID_ARGUMENT, message); }
-
-/* The lengths and the numbers of an input. */
-static ort_status taken(ort_api api, const void *context, size_t index, size_t axes, int64_t *lengths, void **data) {
-    const void *value;
-    void *shape;
-    size_t count = 0;
-    ort_status status = ort_input(api)(context, index, &value);
-    if (status || (status = ort_shape(api)(value, &shape))) return status;
-    if (!(status = ort_axes(api)(shape, &count)) && count == axes) status = ort_lengths(api)(shape, lengths, axes);
-    ort_free_shape(api)(shape);
-    if (status) return status;
-    return count == axes ? ort_data(api)(value, data) : failed(api, "x and product have three axes, adapters one");
-}
-
 static ort_status compute(void *data, void *context) {
     const struct kernel *kernel = data;
     const ort_api api = kernel->api;
+    const char *axes = "x and product have three axes, adapters one";
     int64_t x_shape[3], shape[3], rows;
     void *x, *product, *numbers, *out, *value;
-    ort_status status = taken(api, context, 0, 3, x_shape, &x);
-    if (status || (status = taken(api, context, 1, 3, shape, &product)) || (status = taken(api, context, 2, 1, &rows, &numbers))) return status;
-    if (rows != shape[0] || rows != x_shape[0] || shape[1] != x_shape[1]) return failed(api, "x, product and adapters have other rows");
+    ort_status status = taken(api, context, 0, 3, x_shape, &x, axes);
+    if (status || (status = taken(api, context, 1, 3, shape, &product, axes)) || (status = taken(api, context, 2, 1, &rows, &numbers, axes))) return status;
+    const size_t total = (size_t)shape[0] * shape[1];
+    if ((rows != shape[0] && rows != (int64_t)total) || shape[0] != x_shape[0] || shape[1] != x_shape[1]) return failed(api, "x, product and adapters have other rows");
     if ((status = ort_output(api)(context, 0, shape, 3, &value)) || (status = ort_data(api)(value, &out))) return status;
-    const size_t total = (size_t)rows * shape[1];
     if (out != product) memcpy(out, product, total * shape[2] * sizeof(float));
-    struct run run = {x, out, numbers, rows, shape[1], x_shape[2], shape[2], kernel->site, NULL, NULL};
+    struct run run = {x, out, numbers, rows, rows ? total / rows : 0, x_shape[2], shape[2], kernel->site, NULL, NULL};
     for (long row = 0; row < rows; row++) {
         const char *wrong = problem(&run, run.numbers[row]);
         if (wrong) return failed(api, wrong);
@@ -207,18 +193,7 @@ static const struct ort_operator add_lora = {
     .output_count = one, .destroy = free, .input_kind = none, .output_kind = none, .input_memory = none, .create_checked = create,
     .compute_checked = compute, .in_place = in_place, .release_in_place = keep};
 
-/* What ONNX Runtime calls for the options of every session that is to know the operator. */
-__attribute__((visibility("default"))) ort_status RegisterCustomOps(void *options, const struct ort_base *base) {
-    static void *domain; /* as long as the process: sessions refer to it */
-    const ort_api api = base->api(ORT_API);
-    ort_status status = NULL;
-    if (!domain) {
-        void *made = NULL;
-        if ((status = ort_create_domain(api)("adapterpack", &made)) || (status = ort_add_operator(api)(made, &add_lora))) return status;
-        domain = made;
-    }
-    return ort_add_domain(api)(options, domain);
-}
+REGISTERS(add_lora, "adapterpack")
 
 static void release(PyObject *capsule) {
     struct adapter *adapter = PyCapsule_GetPointer(capsule, "adapter");

@@ -66,7 +66,7 @@ static PyObject *names_of(const void *table, size_t size) {
 
 /* A C-contiguous array whose format is one of these letters of PEP 3118: of that many axes, unless they are 0, and of that many numbers,
    unless they are below 0. Returns 0, with an error set and no buffer taken, where it is another. */
-static int view(PyObject *object, Py_buffer *buffer, const char *what, int flags, const char *formats, int axes, Py_ssize_t numbers) {
+__attribute__((unused)) static int view(PyObject *object, Py_buffer *buffer, const char *what, int flags, const char *formats, int axes, Py_ssize_t numbers) {
     if (PyObject_GetBuffer(object, buffer, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return 0;
     const char *format = buffer->format ? buffer->format : "B";
     const Py_ssize_t size = strchr("He", format[0]) ? 2 : format[0] == 'f' ? 4 : 8;

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ORT_API = 18, ORT_INVALID_ARGUMENT = 2, ORT_FLOAT = 1, ORT_INT64 = 7 };
+enum { ORT_API = 18, ORT_INVALID_ARGUMENT = 2, ORT_FLOAT = 1, ORT_INT64 = 7, ORT_OPTIONAL = 1 };
 
 typedef const void *const *ort_api; /* the functions by their places */
 typedef void *ort_status;           /* NULL if all went well */
@@ -46,8 +46,40 @@ struct ort_operator {
 #define ort_axes(api) ORT(api, 61, ort_status, const void *info, size_t *count)
 #define ort_lengths(api) ORT(api, 62, ort_status, const void *info, int64_t *lengths, size_t count)
 #define ort_shape(api) ORT(api, 65, ort_status, const void *value, void **info)
+#define ort_float_attribute(api) ORT(api, 85, ort_status, const void *info, const char *name, float *number)
 #define ort_attribute(api) ORT(api, 86, ort_status, const void *info, const char *name, int64_t *number)
 #define ort_input(api) ORT(api, 90, ort_status, const void *context, size_t index, const void **value)
 #define ort_output(api) ORT(api, 91, ort_status, void *context, size_t index, const int64_t *lengths, size_t axes, void **value)
 #define ort_free_shape(api) ORT(api, 99, void, void *info)
 #define ort_parallel(api) ORT(api, 274, ort_status, const void *context, void (*work)(void *, size_t), size_t total, size_t batches, void *data)
+
+INLINE ort_status failed(ort_api api, const char *message) { return ort_fail(api)(ORT_INVALID_ARGUMENT, message); }
+
+/* The lengths and the numbers of an input; NULL in place of them where an optional one is left out, and `wrong` where it has other axes. */
+static ort_status taken(ort_api api, const void *context, size_t index, size_t axes, int64_t *lengths, void **data, const char *wrong) {
+    const void *value = NULL;
+    void *shape;
+    size_t count = 0;
+    *data = NULL;
+    ort_status status = ort_input(api)(context, index, &value);
+    if (status || !value || (status = ort_shape(api)(value, &shape))) return status;
+    if (!(status = ort_axes(api)(shape, &count)) && count == axes) status = ort_lengths(api)(shape, lengths, axes);
+    ort_free_shape(api)(shape);
+    if (status) return status;
+    return count == axes ? ort_data(api)(value, data) : failed(api, wrong);
+}
+
+/* What ONNX Runtime calls for the options of every session that is to know an operator; its domain lives as long as the process, since
+   sessions refer to it. */
+#define REGISTERS(op, name) \
+    __attribute__((visibility("default"))) ort_status RegisterCustomOps(void *options, const struct ort_base *base) { \
+        static void *domain; \
+        const ort_api api = base->api(ORT_API); \
+        ort_status status = NULL; \
+        if (!domain) { \
+            void *made = NULL; \
+            if ((status = ort_create_domain(api)(name, &made)) || (status = ort_add_operator(api)(made, &op))) return status; \
+            domain = made; \
+        } \
+        return ort_add_domain(api)(options, domain); \
+    }

@@ -1,3 +1,6 @@
+from .attention_nodes import TOKEN_POSITIONS as TOKEN_POSITIONS
+from .attention_nodes import TOKEN_ROWS as TOKEN_ROWS
+from .attention_nodes import replace_attention as replace_attention
 from .bfloat16 import computing_wide as computing_wide
 from .bnb4 import pack_nibbles as pack_nibbles
 from .bnb4 import quant_type as quant_type

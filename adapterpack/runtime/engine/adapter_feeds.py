@@ -7,7 +7,7 @@ set for each row.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -198,6 +198,8 @@ class AdapterFeeds:
         """The last adapters that all rows of a batch shared, as many as there are rows, with their feeds."""
         self._tabled: tuple[Sequence[ResidentAdapter | None], Feeds] | None = None
         """The adapters of the last batch, with the tables that hold them."""
+        self._by_row = frozenset(name for name, slot in layout.slots.items() if slot.by_row)
+        self._has_tables = any(slot.table for slot in layout.slots.values())
         self._numbers: np.ndarray | None = None
         """Those of the last batch, so that a fleet's pack is multiplied once for all pieces of a prompt."""
         self._unread = {
@@ -206,27 +208,46 @@ class AdapterFeeds:
             if slot.held
         }
 
-    def of(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
-        """Returns the feeds of rows with these adapters, None for the base."""
+    def joins(self, adapters: Iterable[ResidentAdapter | None]) -> bool:
+        """Whether tokens of these adapters can be one row of the graph: they have one adapter, or differ in
+        what the graph's operator for LoRAs reads.
+        """
+        distinct = {*adapters}
+        apart = (one is None or self._by_row.isdisjoint(one.values) for one in distinct)
+        return len(distinct) == 1 or (not self._has_tables and all(apart))
+
+    def of(self, adapters: Sequence[ResidentAdapter | None], joint: bool = False) -> Feeds:
+        """Returns the feeds of rows with these adapters, None for the base; or if it is ``joint`` those of
+        one row of the graph, whose tokens have these adapters.
+
+        Requires: what is joint :meth:`joins`.
+        """
         distinct = list(dict.fromkeys(adapters))
         products = any(adapter is not None and adapter.shared for adapter in distinct)
         # After a product the threads of the BLAS spin for a while, and would take cores from the run that
         # follows.
         with one_thread_each() if products else nullcontext():
             alike = len(distinct) == 1 and not (self._rank and len(adapters) > 1)
-            if alike and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
+            if joint:
+                feeds = self._feed_shared(distinct[0] if len(distinct) == 1 else None)
+            elif alike and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
                 feeds = self._feed_shared(distinct[0])
             else:
                 feeds = self._feed_mixed(adapters, distinct)
-            if self.layout.lora:
-                held = [None if one is None else one.lora(self.layout) for one in adapters]
-                self._numbers = np.asarray(AdapterNumbers(held))
-                feeds = {**feeds, **self._unread, ROW_ADAPTERS: self._value(self._numbers)}
-        if not any(slot.table for slot in self.layout.slots.values()):
+            feeds |= self._feed_held(adapters)
+        if not self._has_tables:
             return feeds
         tabled, tables = self._tables(distinct)
-        ids = np.array([tabled.index(adapter) for adapter in adapters], np.int64)
+        ids = np.array([tabled.index(adapter) for adapter in adapters[: 1 if joint else None]], np.int64)
         return {**feeds, **tables, ADAPTER_IDS: self._value(ids)}
+
+    def _feed_held(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
+        """Returns the feeds for the graph's operator for LoRAs, a number for each of the adapters."""
+        if not self.layout.lora:
+            return {}
+        held = [None if one is None else one.lora(self.layout) for one in adapters]
+        self._numbers = np.asarray(AdapterNumbers(held))
+        return {**self._unread, ROW_ADAPTERS: self._value(self._numbers)}
 
     @cached_property
     def _base(self) -> ResidentAdapter:

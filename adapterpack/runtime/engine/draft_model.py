@@ -76,7 +76,7 @@ class DraftModel:
         if not self._runner.can_read_ahead(mine, len(unread) + count):
             return []
         mine.next_token = unread[0]
-        logits = self._runner.read_ahead(mine, unread[1:])[-1]
+        logits = self._runner.read_ahead([mine], [unread[1:]])[0][-1]
         mine.kv_len += len(unread)
         mine.answered += unread
         guessed = [int(logits.argmax())]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..generation import (
     Answer,
     AnswerRequest,
     BeamAnswer,
+    PassCosts,
     PromptLookup,
     SampledToken,
     Sampling,
@@ -134,6 +136,7 @@ class DecoderEngine(Engine):
         )
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._prompts_next = False
+        self._costs = PassCosts()
 
     @property
     def busy(self) -> bool:
@@ -299,13 +302,27 @@ class DecoderEngine(Engine):
         rows = list(self.rows.running)
         if not rows or not _any_ready(rows):
             return
-        if guessed := self._guess(rows):
-            self._read_ahead(rows[0], guessed, events)
-            return
-        try:
-            answers = list(self.rows.decode())
-        except AdapterpackError as error:
-            answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
+        started = perf_counter()
+        guesses = self._guess(rows)
+        if any(guesses) and self._read_ahead(rows, guesses, events):
+            tokens = len(rows) + sum(map(len, guesses))
+        else:
+            try:
+                answers = list(self.rows.decode())
+            except AdapterpackError as error:
+                answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
+            self._take_all(rows, answers, events)
+            tokens = len(rows)
+        if len(rows) > 1:
+            self._costs.add(tokens, perf_counter() - started)
+
+    def _take_all(
+        self,
+        rows: Sequence[SequenceState],
+        answers: Sequence[np.ndarray | AdapterpackError],
+        events: list[Event],
+    ) -> None:
+        """Gives each of the rows what a pass said after its next token."""
         by_row = dict(zip(rows, answers, strict=True))
         for request in dict.fromkeys(row.request for row in rows):
             taken = [by_row[row] for row in request.sequences]
@@ -317,47 +334,62 @@ class DecoderEngine(Engine):
             else:
                 self.rows.retract(request.sequences[0])
 
-    def _guess(self, rows: Sequence[SequenceState]) -> list[int]:
-        """Returns the tokens that are likely to follow the next token of a row that runs alone. A row with
-        images has none: the marks of its images would be among them.
+    def _guess(self, rows: Sequence[SequenceState]) -> list[list[int]]:
+        """Returns for each of the running rows the tokens that are likely to follow its next token: none
+        where one pass cannot read them, or where they would take longer than they save. A draft guesses for a
+        row that runs alone.
         """
-        row, request = rows[0], rows[0].request
-        alone = len(rows) == 1 and not self.rows.reading and request.answer.width == 1
-        if not alone or row.features or not (self.lookup_tokens or self.draft):
+        single = not self.rows.reading and all(row.request.answer.width == 1 for row in rows)
+        if not single or not (len(rows) == 1 or self.rows.joins(rows)):
             return []
+        worth = 0.0 if len(rows) == 1 else self._costs.worth(len(rows))
+        return [self._guess_of(row, worth, len(rows) == 1) for row in rows]
+
+    def _guess_of(self, row: SequenceState, worth: float, alone: bool) -> list[int]:
+        # a row with images has none: the marks of its images would be among them
+        if row.features or not (self.lookup_tokens or self.draft):
+            return []
+        request = row.request
         if request.lookup is None:
             request.lookup = PromptLookup(row.prompt, self.lookup_tokens)
         request.lookup.extend([*row.answered, row.next_token][len(request.lookup) - len(row.prompt) :])
-        guessed: list[int] = request.lookup.guess()
-        self._length = request.lookup.length
-        if not guessed and self.draft and self.rows.can_read_ahead(row, DRAFTED):
+        guessed: list[int] = request.lookup.guess(worth)
+        request.length = request.lookup.length
+        if not guessed and alone and self.draft and self.rows.can_read_ahead(row, DRAFTED):
             try:
-                guessed, self._length = self.draft.guess(row), self.draft.length
+                guessed, request.length = self.draft.guess(row), self.draft.length
             except AdapterpackError as error:  # answers need no draft
                 _LOG.warning("the draft is not asked any more: %s", error)
                 self.draft = None
         return guessed if self.rows.can_read_ahead(row, len(guessed)) else []
 
-    def _read_ahead(self, row: SequenceState, guessed: Sequence[int], events: list[Event]) -> None:
-        """Reads a row's next token and guessed ones in one pass, and chooses after each token as a step does,
-        for as long as the choice is what was guessed.
+    def _read_ahead(
+        self, rows: Sequence[SequenceState], guesses: Sequence[Sequence[int]], events: list[Event]
+    ) -> bool:
+        """Reads the rows' next tokens and guessed ones in one pass, and chooses after each token as a step
+        does, for as long as the choice is what was guessed. Says whether it did: if the pass of several rows
+        fails, a step has to show which row is at fault.
         """
-        request, right = row.request, 0
         try:
-            logits = self.rows.read_ahead(row, guessed)
+            logits = self.rows.read_ahead(rows, guesses)
         except AdapterpackError as error:
-            self._end(request, "error", events, error)
-            return
-        for one, guess in zip(logits, [*guessed, None], strict=True):
-            self.rows.advance(row)
-            if not _any_ready([row]):
-                self.rows.retract(row)
-                break
-            self._take(request, [one], events)
-            if request.answer.reason is not None or row.next_token != guess:
-                break
-            right += 1
-        self._length.judge(len(guessed), right)
+            if len(rows) == 1:
+                self._end(rows[0].request, "error", events, error)
+            return len(rows) == 1
+        for row, guessed, after in zip(rows, guesses, logits, strict=True):
+            request, right = row.request, 0
+            for one, guess in zip(after, [*guessed, None], strict=True):
+                self.rows.advance(row)
+                if request.answer.pending is not None and (len(rows) > 1 or not _any_ready([row])):
+                    self.rows.retract(row)
+                    break
+                self._take(request, [one], events)
+                if request.answer.reason is not None or row.next_token != guess:
+                    break
+                right += 1
+            if guessed:
+                request.length.judge(len(guessed), right)
+        return True
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:

@@ -8,7 +8,7 @@ outputs costs time in every step, so a pass is bound once and reused while its r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from ...bundle import (
 )
 from ...bundle.decoder_graph import LONGEST
 from ...errors import Unsupported
+from ...onnx_graph import TOKEN_POSITIONS, TOKEN_ROWS
 from ..generation import scored
 from ..media import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle
@@ -43,6 +44,9 @@ MOST_CAPTURED = 64
 uncaptured.
 """
 
+_ROWS_ALONE = frozenset({LAST_POSITIONS, SOURCE_LENGTHS, TOKEN_TYPES})
+"""Inputs of graphs that cannot read tokens of several rows as one: they say something of each row."""
+
 LOGITS = 16 << 20
 """The most logits that a pass over a prompt returns: 64 MiB in float32, 110 tokens of 152,000 words."""
 
@@ -54,7 +58,8 @@ class BoundStep:
     The graph returns the logits after ``count`` tokens of each row, those at ``kept``. ``sources`` holds the
     encoder's keys and values, and ``features`` other inputs of the graph. With a number in ``capture``, the
     provider records the first run (as a CUDA graph) and replays it afterwards; the pass then owns its memory,
-    and :meth:`feed` changes its values.
+    and :meth:`feed` changes its values. In a ``joint`` pass, of one row of the graph, every token may belong
+    to another row of the pool, at the ``places`` that the caller writes.
     """
 
     def __init__(
@@ -71,8 +76,10 @@ class BoundStep:
         count: int = 1,
         features: Tensors | None = None,
         capture: int | None = None,
+        joint: bool = False,
     ) -> None:
         self.graph, self._binding, self._capture = graph, graph.binding(), capture
+        self._joint = joint
         self._alive: list[Any] = [feeds, pool, sources]
         self._states, self._place = states, (first, rows)
         self._inputs: list[tuple[np.ndarray, Any]] = []
@@ -80,6 +87,9 @@ class BoundStep:
         self.positions = self._input("position_ids", (rows, tokens))
         self.last = self._input(CACHE_LENGTHS, (rows,))
         self.longest = self._input(LONGEST, ())
+        self.rows = self._input(TOKEN_ROWS, (rows * tokens,))
+        self.places = self._input(TOKEN_POSITIONS, (rows * tokens,))
+        self.rows[...] = np.repeat(np.arange(first, first + rows), tokens)
         self.ends = self._input(LAST_POSITIONS, (rows, 1))
         self.kept = self._input(LOGITS_POSITIONS, (rows, count))
         self.read = self._input(SOURCE_LENGTHS, (rows,))
@@ -96,7 +106,7 @@ class BoundStep:
             self._alive.append(value)
             self._binding.bind_ortvalue_input(name, value)
         # Input and output caches are the same memory: the graph appends keys and values in place.
-        for name, window in pool.windows(first, rows):
+        for name, window in pool.windows(0, pool.rows) if graph.ragged else pool.windows(first, rows):
             self._binding.bind_input(name, *window)
             self._binding.bind_output(PRESENT + name.removeprefix(PAST), *window)
         for name, read, written in states.windows(first, rows):
@@ -119,6 +129,9 @@ class BoundStep:
         """Runs the pass on the numbers that were written into its inputs and returns the logits ``[rows,
         count, vocabulary]``. The next run overwrites them.
         """
+        if not self._joint:
+            tokens = self.ids.shape[1]
+            self.places[...] = (self.last[:, None] + np.arange(1 - tokens, 1)).reshape(-1)
         for array, value in self._inputs:
             fill(value, array)
         with self._states.passing(*self._place):
@@ -140,6 +153,27 @@ class BoundStep:
                 self._inputs.append((array, bound))
             self._alive.append(bound)
         return array
+
+
+class _Piece(NamedTuple):
+    """Tokens of a row, at a ``place`` of the pool, and how many of the last ones are followed by logits."""
+
+    row: SequenceState
+    place: int
+    tokens: Sequence[int]
+    acting: np.ndarray
+    count: int
+
+    @classmethod
+    def of_step(cls, row: SequenceState, place: int, guessed: Sequence[int] = ()) -> _Piece:
+        """Returns the next token of a running row, and guessed ones after it."""
+        tokens = [row.next_token, *guessed]
+        return cls(row, place, tokens, np.full(len(tokens), _acts(row)), len(tokens))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The positions of the tokens in the row's cache."""
+        return self.row.kv_len + np.arange(len(self.tokens))
 
 
 class ModelRunner:
@@ -348,10 +382,52 @@ class ModelRunner:
             and (self._short is None or not row.kv_len <= self._short <= end)
         )
 
-    def read_ahead(self, row: SequenceState, guessed: Sequence[int]) -> np.ndarray:
-        """Reads the next token of a running row and guessed ones after it in one pass, and returns the logits
-        ``[1 + guessed, vocabulary]`` after each. :meth:`advance` then takes in each that is right.
+    def joins(self, rows: Sequence[SequenceState]) -> bool:
+        """Whether one pass can read a different number of tokens of each of these rows."""
+        alone = len(self._states) or self.fixed or self._deterministic or _ROWS_ALONE & self.graph.inputs.keys()
+        return self.graph.ragged and not alone and self._feeds.joins(row.adapter for row in rows)
+
+    def read_ahead(
+        self, rows: Sequence[SequenceState], guessed: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """Reads the next token of each of these running rows and guessed ones after it in one pass, and
+        returns the logits ``[1 + guessed, vocabulary]`` after each. :meth:`advance` then takes in each that
+        is right. Several rows :meth:`joins`.
         """
+        if len(rows) == 1:
+            return [self._read_ahead(rows[0], guessed[0])]
+        pieces = [_Piece.of_step(row, self.running.index(row), more) for row, more in zip(rows, guessed, strict=True)]
+        return self._read_joint(pieces)
+
+    def _read_joint(self, pieces: Sequence[_Piece]) -> list[np.ndarray]:
+        """Reads pieces of several rows in one pass, and returns the logits after the last tokens of each."""
+        lengths = [len(piece.tokens) for piece in pieces]
+        ends = np.cumsum(lengths)
+        kept = np.concatenate([np.arange(end - piece.count, end) for piece, end in zip(pieces, ends, strict=True)])
+        adapters = [piece.row.adapter for piece in pieces for _ in piece.tokens]
+        one = BoundStep(
+            self.graph,
+            self._pool,
+            self._states,
+            0,
+            1,
+            self._feeds.of(adapters, joint=True),
+            self._sources,
+            tokens=len(adapters),
+            count=len(kept),
+            features=self._no_features(1),
+            joint=True,
+        )
+        one.kept[0], one.rows[...] = kept, np.repeat([piece.place for piece in pieces], lengths)
+        one.ids[0] = [token for piece in pieces for token in piece.tokens]
+        one.places[...] = one.positions[0] = np.concatenate([piece.positions for piece in pieces])
+        one.acting[0] = np.concatenate([piece.acting for piece in pieces])
+        if OFFSETS in self.graph.inputs:
+            one.offsets[0] = np.concatenate([piece.row.offsets(piece.positions - piece.row.virtual) for piece in pieces])
+        logits: np.ndarray = one.run()[0]
+        return np.split(logits, np.cumsum([piece.count for piece in pieces])[:-1])
+
+    def _read_ahead(self, row: SequenceState, guessed: Sequence[int]) -> np.ndarray:
         tokens, place = [row.next_token, *guessed], self.running.index(row)
         one, end = self._pass_of([row], place, len(tokens)), row.kv_len + len(tokens)
         one.ids[0], one.positions[0] = tokens, np.arange(row.kv_len, end)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...adapter_methods import Tensors
 from ...errors import AdapterpackError
-from ..generation import Answer, BeamAnswer, Ending, PromptLookup, SampledToken
+from ..generation import Answer, BeamAnswer, Ending, GuessLength, PromptLookup, SampledToken
 from ..media import OFFSETS
 from .adapter_feeds import ResidentAdapter
 
@@ -157,7 +157,9 @@ class Request:
     answer: Answer | BeamAnswer
     sequences: list[SequenceState]
     lookup: PromptLookup | None = None
-    """Guesses the next tokens of a row that runs alone."""
+    """Guesses its next tokens."""
+    length: GuessLength = field(init=False)
+    """Is told how many of the last guessed tokens were right."""
 
     def __post_init__(self) -> None:
         self.sequences[0].request = self

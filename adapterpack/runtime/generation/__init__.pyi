@@ -4,6 +4,7 @@ from .answer import Ending as Ending
 from .beam_search import BeamAnswer as BeamAnswer
 from .grammar_check import DEFAULTS as DEFAULTS
 from .prompt_lookup import GuessLength as GuessLength
+from .prompt_lookup import PassCosts as PassCosts
 from .prompt_lookup import PromptLookup as PromptLookup
 from .sampler import SampledToken as SampledToken
 from .sampler import scored as scored

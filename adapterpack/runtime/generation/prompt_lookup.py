@@ -10,12 +10,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 _RUN = 3
 """How many last tokens must have occurred before: two occur again in open text, where nothing else does."""
 _FIRST = 3
 """How many tokens the first guess has; guesses double where all are right, and halve where few are."""
 _MOST_SKIPPED = 64
 """The most tokens without a guess after guesses that were all wrong."""
+_RATE = 0.75
+"""The share of guessed tokens that are taken for right before there are any."""
+_FADING = 0.98
+"""The weight of a pass beside the next one."""
+
+
+class PassCosts:
+    """What passes of several rows take, as ``start + tokens * each`` seconds, by the passes so far (least
+    squares, in which a pass counts less with each later one).
+    """
+
+    def __init__(self) -> None:
+        self._squares, self._products = np.zeros((2, 2)), np.zeros(2)
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Takes in a pass over so many tokens."""
+        one = np.array([1.0, tokens])
+        self._squares = _FADING * self._squares + np.outer(one, one)
+        self._products = _FADING * self._products + seconds * one
+
+    def worth(self, rows: int) -> float:
+        """Returns how likely a guessed token has to be right for it to pay beside ``rows`` rows: what it
+        takes, by what a token takes without guesses; 0 while that is not known.
+        """
+        # passes of late had nearly as many tokens
+        if np.linalg.det(self._squares) <= self._squares[0, 0] ** 2:
+            return 0.0
+        start, each = np.maximum(np.linalg.solve(self._squares, self._products), 0.0)
+        return float(each * rows / max(start + each * rows, 1e-9))
 
 
 class GuessLength:
@@ -26,13 +57,21 @@ class GuessLength:
 
     def __init__(self, most: int) -> None:
         self._most, self._length, self._skip, self._skipped = most, min(_FIRST, most), 0, 0
+        self._rate = _RATE
 
-    def next(self) -> int:
-        """Returns how many tokens to guess now."""
+    def next(self, worth: float = 0.0) -> int:
+        """Returns how many tokens to guess now, of which each is right with a probability of at least
+        ``worth``, by what was right of late.
+        """
         if self._skip:
             self._skip -= 1
             return 0
-        return self._length
+        length = 0
+        while length < self._length and self._rate ** (length + 1) >= worth:
+            length += 1
+        if not length:  # what the row says may have changed meanwhile
+            self._rate += (_RATE - self._rate) / 16
+        return length
 
     def judge(self, guessed: int, right: int) -> None:
         """Takes in how many of the guessed tokens were right."""
@@ -40,6 +79,7 @@ class GuessLength:
             self._length = min(2 * self._length, self._most)
         elif 2 * right < guessed:
             self._length = max(self._length // 2, 1)
+        self._rate += (right / (right + (right < guessed)) - self._rate) / 4
         self._skipped = 0 if right else min(2 * self._skipped + 1, _MOST_SKIPPED)
         self._skip = self._skipped
 
@@ -72,9 +112,11 @@ class PromptLookup:
             self._start = self._after.get(run)
             self._after[run] = len(self._tokens)
 
-    def guess(self) -> list[int]:
-        """Returns the guessed next tokens, none where the last tokens are new or guesses have been wrong."""
-        count = self.length.next()
+    def guess(self, worth: float = 0.0) -> list[int]:
+        """Returns the guessed next tokens, none where the last tokens are new, or guesses have been wrong or
+        not ``worth`` it (:meth:`GuessLength.next`).
+        """
+        count = self.length.next(worth)
         followed = [] if self._start is None else self._tokens[self._start : self._start + count]
         # a run that ends with the last token goes round
         return (followed * count)[:count]

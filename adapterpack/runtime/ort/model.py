@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..._native import row_lora
+from ..._native import ragged_attention, row_lora
 from ...bundle import DECODER, ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
-from ...onnx_graph import computing_wide, divide_products, is_fast, packs_codes, replace_lora
+from ...onnx_graph import computing_wide, divide_products, is_fast, packs_codes, replace_attention, replace_lora
 from ...slots import DEFAULT
 from ...tasks import AXES
 from ..providers import ResolvedDevice, check_placement
@@ -50,6 +50,7 @@ class OrtModel:
     Otherwise, on the CPU, the engine's graph adds the changes of LoRAs by an operator of adapterpack's own,
     where that was compiled: ``lora`` are the paths of these layers in the order of their numbers, and
     ``halves`` says whether their factors are held in float16, as where activations are rounded to int8.
+    Another operator attends: ``ragged`` says whether each token of a pass is told its row and position.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
@@ -66,7 +67,7 @@ class OrtModel:
             resolved.memory,
             dtype,
         )
-        self.lora: list[str] = []
+        self.ragged, self.lora = False, list[str]()
         self.halves = False
         options = resolved.session_options()
         with self._opening(resolved):
@@ -123,13 +124,15 @@ class OrtModel:
                 form = ir.to_proto(model).SerializeToString()
         if self.dtype == BFLOAT16.name and on_cpu:
             form = computing_wide(self.path)
-        elif on_cpu and part == DECODER and not mapped and row_lora.LIBRARY is not None:
+        elif on_cpu and part == DECODER and not mapped:
             model = ir.load(self.path)
-            self.lora = replace_lora(model)
-            if self.lora:
-                self.halves = bool(is_fast(model))
-                options.register_custom_ops_library(row_lora.LIBRARY)
-                form = ir.to_proto(model).SerializeToString()
+            self.lora = replace_lora(model) if row_lora.LIBRARY else []
+            self.halves = bool(self.lora and is_fast(model))
+            self.ragged = bool(ragged_attention.LIBRARY and replace_attention(model))
+            for library, used in ((row_lora.LIBRARY, self.lora), (ragged_attention.LIBRARY, self.ragged)):
+                if used:
+                    options.register_custom_ops_library(library)
+                    form = ir.to_proto(model).SerializeToString()
         if isinstance(form, bytes):
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(self.path.parent)

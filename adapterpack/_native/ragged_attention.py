@@ -1,0 +1,17 @@
+"""The attention of a pass whose tokens belong to several rows, any number to each, as an operator of ONNX
+Runtime, ``RaggedAttention``.
+
+It is there where it was built (see :mod:`.build`) and the processor has fused multiply-add. Sums are added up
+in one order whatever else is in a pass.
+"""
+
+from __future__ import annotations
+
+from .loading import load
+
+_kernel = load("_ragged_attention")
+LIBRARY: str | None = None if _kernel is None else _kernel.__file__
+"""The file that ONNX Runtime loads the operator from, None where it is not there."""
+DOMAIN, OPERATOR = "adapterpack.attention", "RaggedAttention"
+MULTIPLE, WIDEST = 16, 256
+"""Heads have a width that is a multiple of the one, and at most the other."""
