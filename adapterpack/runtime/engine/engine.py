@@ -1,8 +1,8 @@
 """The engine of decoders: a decode loop with continuous batching, in which rows with different adapters join
 and leave between steps.
 
-Steps alternate: one decodes a token for every row whose prompt has been read, the next prefills prompts, up
-to a budget of tokens.
+A step decodes a token for every row whose prompt has been read, or prefills prompts, up to a budget of tokens;
+where the graph can read tokens of several rows as one, running rows decode in the pass over a prompt.
 """
 
 from __future__ import annotations
@@ -260,8 +260,8 @@ class DecoderEngine(Engine):
     def _step(self) -> list[Event]:
         """Takes in messages, then either reads prompts or decodes one token for every running row.
 
-        With both to do it alternates, so that a client whose answer has ended can send its next request
-        before more prompts are read.
+        With both to do one pass does both where the graph can; else it alternates, so that a client whose
+        answer has ended can send its next request before more prompts are read.
         """
         events: list[Event] = []
         self._take_messages(events)
@@ -269,10 +269,10 @@ class DecoderEngine(Engine):
             self.rows.admit(self._waiting.popleft().sequences[0])
         self._prompts_next = bool(self.rows.reading) and (self._prompts_next or not self.rows.running)
         if self._prompts_next:
-            self._read_prompts(events)
+            self._prompts_next = self._read_prompts(events)
         else:
             self._decode(events)
-        self._prompts_next = not self._prompts_next
+            self._prompts_next = True
         return events
 
     def forget(self) -> None:
@@ -398,29 +398,37 @@ class DecoderEngine(Engine):
         except AdapterpackError as error:
             return error
 
-    def _read_prompts(self, events: list[Event]) -> None:
+    def _read_prompts(self, events: list[Event]) -> bool:
         """Reads prompts in the order of their arrival; a prompt longer than the budget takes
-        several steps.
+        several steps. Where the graph can, the running rows' next tokens ride along with the first; says
+        whether they did.
         """
         enough = self.prefill_budget if self.prompts_together else min(SHORT, self.prefill_budget)
-        read = 0
+        read, running, rode = 0, list(self.rows.running), False
         while read < enough and self.rows.reading:
             row = self.rows.next_to_read()
             request, left = row.request, len(row.prompt) - row.num_computed_tokens
             # pieces that other prompts shorten have other shapes, and their products other bits
             piece = self.prefill_budget - (0 if self.deterministic else read)
             tokens = left if row.whole else min(piece, left)
-            read += tokens + max((array.shape[-1] for array in row.source.values()), default=0)
+            riders = running if self.rows.takes_riders(row) else []
             try:
-                logits = self.rows.prefill(tokens)
+                logits, *others_logits = self.rows.prefill(tokens, riders)
             except AdapterpackError as error:
-                self._end(request, "error", events, error)
+                if not riders:  # else it may be the fault of another row
+                    self._end(request, "error", events, error)
+                running = []
                 continue
+            read += tokens + max((array.shape[-1] for array in row.source.values()), default=0)
+            if riders:
+                self._take_all(riders, others_logits, events)
+                running, rode = [], True
             if tokens == left:
                 others = [row.fork() for _ in range(request.answer.width - 1)]
                 self.rows.add_rows(others)
                 request.sequences += others
                 self._take(request, [logits] * request.answer.width, events)
+        return rode
 
     def _take(self, request: Request, logits: Sequence[np.ndarray], events: list[Event]) -> None:
         """Gives the logits to a request, which chooses the next token of each of its sequences, and ends the

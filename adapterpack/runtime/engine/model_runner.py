@@ -261,9 +261,11 @@ class ModelRunner:
         row.begun = True
         return row
 
-    def prefill(self, tokens: int) -> np.ndarray:
-        """Reads the next ``tokens`` tokens of the first unread prompt and returns the logits ``[vocabulary]``
-        after the last of them. When the prompt is complete, the row becomes a running one.
+    def prefill(self, tokens: int, riders: Sequence[SequenceState] = ()) -> list[np.ndarray]:
+        """Reads the next ``tokens`` tokens of the first unread prompt, and in the same pass the next token of
+        each of the ``riders``, running rows that :meth:`takes_riders`. Returns the logits ``[vocabulary]``
+        after the last token of the prompt and of each rider. When the prompt is complete, the row becomes a
+        running one.
         """
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
@@ -271,12 +273,18 @@ class ModelRunner:
         place, end, stops = len(self.running), row.num_computed_tokens + tokens, self._stops(row)
         pieces = range(row.num_computed_tokens, end, self._most_logits) if row.scores is not None else ()
         for stop in sorted(stop for stop in {*stops, *pieces, end} if row.num_computed_tokens < stop <= end):
-            logits = self._read_to(row, place, stop)
+            logits = self._read_to(row, place, stop, riders)
             if stop in stops:
                 self._keep(row, place)
+        for rider in riders:
+            self.advance(rider)
         if row.num_computed_tokens == len(row.prompt):
             self.running.append(self.reading.pop(0))
         return logits
+
+    def takes_riders(self, row: SequenceState) -> bool:
+        """Whether the pass over a piece of a row's prompt can read a token of each running row, too."""
+        return row.scores is None and not row.whole and self.joins([row, *self.running])
 
     def _stops(self, row: SequenceState) -> set[int]:
         """Returns after which tokens of a row's prompt it is kept for later rows: at its end, and where its
@@ -287,20 +295,30 @@ class ModelRunner:
             stops |= {row.known, (len(row.prompt) - 1) // BLOCK * BLOCK}
         return stops
 
-    def _read_to(self, row: SequenceState, place: int, stop: int) -> np.ndarray:
-        """Reads a row's prompt up to the token ``stop``, and returns the logits after the last of them."""
+    def _read_to(
+        self, row: SequenceState, place: int, stop: int, riders: Sequence[SequenceState]
+    ) -> list[np.ndarray]:
+        """Reads a row's prompt up to the token ``stop`` and the riders' next tokens, and returns the logits
+        after the last token of each.
+        """
         piece, tokens = slice(row.num_computed_tokens, stop), stop - row.num_computed_tokens
         acting = None if row.acting is None else row.acting[piece]
         whole = row.virtual + len(row.prompt)
         scores = row.scores is not None
-        logits = self._read(row, place, row.kv_len, row.prompt[piece], acting, whole, scores)
+        if riders:
+            acting = np.ones(tokens, bool) if acting is None else acting
+            one = _Piece(row, place, row.prompt[piece], acting, 1)
+            steps = [_Piece.of_step(rider, self.running.index(rider)) for rider in riders]
+            logits = [last for last, *_ in self._read_joint([one, *steps])]
+        else:
+            read = self._read(row, place, row.kv_len, row.prompt[piece], acting, whole, scores)
+            logits = [read[-1]]
         if row.scores is not None:
-            read = zip(logits, row.prompt[piece.start + 1 : stop + 1], strict=False)
-            row.scored += [scored(one, token, row.scores) for one, token in read]
+            pairs = zip(read, row.prompt[piece.start + 1 : stop + 1], strict=False)
+            row.scored += [scored(one, token, row.scores) for one, token in pairs]
         row.num_computed_tokens, row.kv_len = stop, row.kv_len + tokens
         self.prefilled += tokens
-        last: np.ndarray = logits[-1]
-        return last
+        return logits
 
     def _read(
         self,
