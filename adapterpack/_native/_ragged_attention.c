@@ -132,7 +132,7 @@ static double divide(struct run *run) {
 
 /* What is wrong with the lengths of a run, NULL if nothing. */
 static const char *problem(const struct run *run, int64_t rows, int64_t places) {
-    if (run->width % 16 || run->width > WIDEST || 2 * run->half > run->width) return "heads have a width that is no multiple of 16, or above 256";
+    if (run->width > WIDEST || 2 * run->half > run->width) return "heads are wider than 256, or narrower than the tables of rotation";
     for (long token = 0; token < run->tokens; token++) {
         if (run->rows[token] < 0 || run->rows[token] >= rows) return "a token names a row that the cache lacks";
         if (run->positions[token] < 0 || run->positions[token] >= run->length) return "a token is outside of its row's cache";

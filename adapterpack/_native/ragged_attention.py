@@ -13,5 +13,5 @@ _kernel = load("_ragged_attention")
 LIBRARY: str | None = None if _kernel is None else _kernel.__file__
 """The file that ONNX Runtime loads the operator from, None where it is not there."""
 DOMAIN, OPERATOR = "adapterpack.attention", "RaggedAttention"
-MULTIPLE, WIDEST = 16, 256
-"""Heads have a width that is a multiple of the one, and at most the other."""
+WIDEST = 256
+"""The most numbers that a head has."""

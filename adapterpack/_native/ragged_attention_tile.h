@@ -57,15 +57,23 @@ INLINE TARGET void NAME(score)(const int vectors, const int keys, const float *q
         EACH(v, vectors) AT(scores + k * MOST + v * LANES) = sum[k][v];
 }
 
-/* Scales the sums [queries, WIDEST] of some queries, and adds the values of some positions, each as often as it weighs, at `vectors` vectors. */
-INLINE TARGET void NAME(add)(const int queries, const int vectors, const float *weights, const long keys, const float *value, const long width,
-                             const float *scales, float *sums) {
+/* The last few numbers of a row, with zeros behind them. */
+INLINE TARGET lanes NAME(rest)(const float *from, const long left) {
+    float there[LANES] = {0};
+    memcpy(there, from, left * sizeof(float));
+    return AT(there);
+}
+
+/* Scales the sums [queries, WIDEST] of some queries, and adds the values of some positions, each as often as it weighs, at `vectors` vectors;
+   with `left` they are that many numbers of one. */
+INLINE TARGET void NAME(add)(const int queries, const int vectors, const long left, const float *weights, const long keys, const float *value,
+                             const long width, const float *scales, float *sums) {
     lanes sum[QUERIES][4];
     EACH(q, queries)
         EACH(v, vectors) sum[q][v] = AT(sums + q * WIDEST + v * LANES) * SPREAD(scales[q]);
     for (long k = 0; k < keys; k++) {
         lanes one[4];
-        EACH(v, vectors) one[v] = AT(value + k * width + v * LANES);
+        EACH(v, vectors) one[v] = left ? NAME(rest)(value + k * width, left) : (lanes)AT(value + k * width + v * LANES);
         EACH(q, queries)
             EACH(v, vectors) sum[q][v] = FMA(SPREAD(weights[k * MOST + q]), one[v], sum[q][v]);
     }
@@ -76,8 +84,9 @@ INLINE TARGET void NAME(add)(const int queries, const int vectors, const float *
 INLINE TARGET void NAME(add_all)(const int queries, const float *weights, const long keys, const float *value, const long width,
                                  const float *scales, float *sums) {
     long at = 0;
-    for (; at + 4 * LANES <= width; at += 4 * LANES) NAME(add)(queries, 4, weights, keys, value + at, width, scales, sums + at);
-    for (; at < width; at += LANES) NAME(add)(queries, 1, weights, keys, value + at, width, scales, sums + at);
+    for (; at + 4 * LANES <= width; at += 4 * LANES) NAME(add)(queries, 4, 0, weights, keys, value + at, width, scales, sums + at);
+    for (; at + LANES <= width; at += LANES) NAME(add)(queries, 1, 0, weights, keys, value + at, width, scales, sums + at);
+    if (at < width) NAME(add)(queries, 1, width - at, weights, keys, value + at, width, scales, sums + at);
 }
 
 INLINE TARGET void NAME(attend_to)(const int vectors, const struct run *run, const struct unit *unit) {

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .._native.ragged_attention import DOMAIN, MULTIPLE, OPERATOR, WIDEST
+from .._native.ragged_attention import DOMAIN, OPERATOR, WIDEST
 from .editing import add_input, inputs_of
 
 TOKEN_ROWS = "token_rows"
@@ -67,7 +67,6 @@ def _fits(node: ir.Node) -> bool:
             and len(cache.uses()) == 1
             and cache.dtype == ir.DataType.FLOAT
             and isinstance(width := cache.shape[3], int)
-            and width % MULTIPLE == 0
             and width <= WIDEST
             for cache in caches
         )

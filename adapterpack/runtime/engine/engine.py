@@ -376,7 +376,8 @@ class DecoderEngine(Engine):
             if len(rows) == 1:
                 self._end(rows[0].request, "error", events, error)
             return len(rows) == 1
-        for row, guessed, after in zip(rows, guesses, logits, strict=True):
+        # from the last on: a row that takes the place of one that ends brings what it has taken in
+        for row, guessed, after in reversed([*zip(rows, guesses, logits, strict=True)]):
             request, right = row.request, 0
             for one, guess in zip(after, [*guessed, None], strict=True):
                 self.rows.advance(row)
@@ -413,7 +414,7 @@ class DecoderEngine(Engine):
             tokens = left if row.whole else min(piece, left)
             riders = running if self.rows.takes_riders(row) else []
             try:
-                logits, *others_logits = self.rows.prefill(tokens, riders)
+                logits, *others_logits = self.rows.prefill_beside(tokens, riders)
             except AdapterpackError as error:
                 if not riders:  # else it may be the fault of another row
                     self._end(request, "error", events, error)

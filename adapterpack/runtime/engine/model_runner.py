@@ -261,11 +261,16 @@ class ModelRunner:
         row.begun = True
         return row
 
-    def prefill(self, tokens: int, riders: Sequence[SequenceState] = ()) -> list[np.ndarray]:
-        """Reads the next ``tokens`` tokens of the first unread prompt, and in the same pass the next token of
-        each of the ``riders``, running rows that :meth:`takes_riders`. Returns the logits ``[vocabulary]``
-        after the last token of the prompt and of each rider. When the prompt is complete, the row becomes a
-        running one.
+    def prefill(self, tokens: int) -> np.ndarray:
+        """Reads the next ``tokens`` tokens of the first unread prompt and returns the logits ``[vocabulary]``
+        after the last of them. When the prompt is complete, the row becomes a running one.
+        """
+        return self.prefill_beside(tokens, [])[0]
+
+    def prefill_beside(self, tokens: int, riders: Sequence[SequenceState]) -> list[np.ndarray]:
+        """Does what :meth:`prefill` does, and reads in the same pass the next token of each of the
+        ``riders``, all running rows if :meth:`takes_riders`. Returns the logits after the prompt's last token
+        and after each rider's.
         """
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
