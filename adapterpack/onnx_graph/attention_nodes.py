@@ -7,12 +7,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .._native.ragged_attention import DOMAIN, OPERATOR, WIDEST
-from .editing import add_input, inputs_of
+from .editing import add_input
 
 TOKEN_ROWS = "token_rows"
 TOKEN_POSITIONS = "token_positions"
-"""The inputs ``[tokens]`` with the row of the caches that each token of a pass belongs to, and its position in
-that row.
+"""The inputs ``[tokens]`` with the row of the caches that each token of a pass belongs to, and its position
+in that row.
 """
 _CACHES = slice(3, 5)
 _LENGTHS = slice(5, 7)

@@ -1,8 +1,8 @@
 """The engine of decoders: a decode loop with continuous batching, in which rows with different adapters join
 and leave between steps.
 
-A step decodes a token for every row whose prompt has been read, or prefills prompts, up to a budget of tokens;
-where the graph can read tokens of several rows as one, running rows decode in the pass over a prompt.
+A step decodes a token for every row whose prompt has been read, or prefills prompts, up to a budget of
+tokens; where the graph can read tokens of several rows as one, running rows decode in the pass over a prompt.
 """
 
 from __future__ import annotations

@@ -407,26 +407,31 @@ class ModelRunner:
 
     def joins(self, rows: Sequence[SequenceState]) -> bool:
         """Whether one pass can read a different number of tokens of each of these rows."""
-        alone = len(self._states) or self.fixed or self._deterministic or _ROWS_ALONE & self.graph.inputs.keys()
+        alone = (
+            len(self._states) or self.fixed or self._deterministic or _ROWS_ALONE & self.graph.inputs.keys()
+        )
         return self.graph.ragged and not alone and self._feeds.joins(row.adapter for row in rows)
 
-    def read_ahead(
-        self, rows: Sequence[SequenceState], guessed: Sequence[Sequence[int]]
-    ) -> list[np.ndarray]:
+    def read_ahead(self, rows: Sequence[SequenceState], guessed: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Reads the next token of each of these running rows and guessed ones after it in one pass, and
         returns the logits ``[1 + guessed, vocabulary]`` after each. :meth:`advance` then takes in each that
         is right. Several rows :meth:`joins`.
         """
         if len(rows) == 1:
             return [self._read_ahead(rows[0], guessed[0])]
-        pieces = [_Piece.of_step(row, self.running.index(row), more) for row, more in zip(rows, guessed, strict=True)]
+        pieces = [
+            _Piece.of_step(row, self.running.index(row), more)
+            for row, more in zip(rows, guessed, strict=True)
+        ]
         return self._read_joint(pieces)
 
     def _read_joint(self, pieces: Sequence[_Piece]) -> list[np.ndarray]:
         """Reads pieces of several rows in one pass, and returns the logits after the last tokens of each."""
         lengths = [len(piece.tokens) for piece in pieces]
         ends = np.cumsum(lengths)
-        kept = np.concatenate([np.arange(end - piece.count, end) for piece, end in zip(pieces, ends, strict=True)])
+        kept = np.concatenate(
+            [np.arange(end - piece.count, end) for piece, end in zip(pieces, ends, strict=True)]
+        )
         adapters = [piece.row.adapter for piece in pieces for _ in piece.tokens]
         one = BoundStep(
             self.graph,
@@ -446,7 +451,9 @@ class ModelRunner:
         one.places[...] = one.positions[0] = np.concatenate([piece.positions for piece in pieces])
         one.acting[0] = np.concatenate([piece.acting for piece in pieces])
         if OFFSETS in self.graph.inputs:
-            one.offsets[0] = np.concatenate([piece.row.offsets(piece.positions - piece.row.virtual) for piece in pieces])
+            one.offsets[0] = np.concatenate(
+                [piece.row.offsets(piece.positions - piece.row.virtual) for piece in pieces]
+            )
         logits: np.ndarray = one.run()[0]
         return np.split(logits, np.cumsum([piece.count for piece in pieces])[:-1])
 

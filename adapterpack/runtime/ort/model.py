@@ -15,7 +15,14 @@ from ..._native import ragged_attention, row_lora
 from ...bundle import DECODER, ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
-from ...onnx_graph import computing_wide, divide_products, is_fast, packs_codes, replace_attention, replace_lora
+from ...onnx_graph import (
+    computing_wide,
+    divide_products,
+    is_fast,
+    packs_codes,
+    replace_attention,
+    replace_lora,
+)
 from ...slots import DEFAULT
 from ...tasks import AXES
 from ..providers import ResolvedDevice, check_placement

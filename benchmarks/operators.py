@@ -1,11 +1,13 @@
-"""Steps with the operator for LoRAs and without it: rows without an adapter, with one, and with another each.
+"""Steps and prompts with an operator of adapterpack's own and without it, that for LoRAs or that for attention:
+rows without an adapter, with one, and with another each.
 
 Every contestant is a process of its own, since idle threads of one session take time from another, and a batch of
 rows in the middle of decoding. They make a few steps in turn; the first of each turn is not counted. Mixed rows take
 the adapters by turns.
 
-    python benchmarks/row_lora.py bundle --adapters packs/* --rows 1 8 32
-    python benchmarks/row_lora.py bundle --adapters packs/* --rows 8 --turns 20 --json
+    python benchmarks/operators.py bundle --adapters packs/* --rows 1 8 32
+    python benchmarks/operators.py bundle --adapters packs/* --operator attention --rows 8 --context 4000 --json
+    python benchmarks/operators.py bundle --adapters packs/* --operator attention --kinds prompt --prompt 1024
 """
 
 from __future__ import annotations
@@ -20,19 +22,20 @@ from statistics import median
 
 from engine import CONTEXT, prefilling, stepping
 
-from adapterpack._native import row_lora
+from adapterpack._native import ragged_attention, row_lora
 from adapterpack.runtime.engine.engine import DecoderEngine
 
 STEPS = 6
 KINDS = ("none", "one", "mixed", "prompt")
+OPERATORS = {"lora": row_lora, "attention": ragged_attention}
 
 
 def contestant(args: argparse.Namespace) -> None:
     """Answers each line on its input with the milliseconds of some steps."""
     if args.without:
-        row_lora.LIBRARY = None
+        OPERATORS[args.operator].LIBRARY = None
     rows, kind = args.rows[0], args.kind
-    length = max(1024, args.context + 1)
+    length = max(1024, args.context + 512, args.prompt + 1)
     engine = DecoderEngine(args.bundle, "cpu", max_rows=rows, max_length=length, prefix_budget=0)
     names = [pack.name for pack in args.adapters]
     for pack in args.adapters:
@@ -55,7 +58,14 @@ def contestant(args: argparse.Namespace) -> None:
 def measure(args: argparse.Namespace, rows: int) -> dict[str, dict[str, float]]:
     """The median and the least milliseconds of each contestant."""
     words = [sys.executable, __file__, str(args.bundle), "--rows", str(rows), "--context", str(args.context)]
-    words += ["--prompt", str(args.prompt), "--adapters", *map(str, args.adapters)]
+    words += [
+        "--prompt",
+        str(args.prompt),
+        "--operator",
+        args.operator,
+        "--adapters",
+        *map(str, args.adapters),
+    ]
     kinds = [kind for kind in args.kinds if rows > 1 or kind != "mixed"]
     running = {
         f"{kind}{' without' if without else ''}": subprocess.Popen(
@@ -86,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--adapters", type=Path, nargs="+", required=True)
+    parser.add_argument("--operator", choices=OPERATORS, default="lora")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:3])
     parser.add_argument("--context", type=int, default=CONTEXT)
@@ -100,7 +111,7 @@ def main() -> None:
         return
     report = {str(rows): measure(args, rows) for rows in args.rows}
     if args.json:
-        print(json.dumps({"benchmark": "row-lora", "turns": args.turns, "rows": report}))
+        print(json.dumps({"benchmark": f"operator-{args.operator}", "turns": args.turns, "rows": report}))
         return
     for count, found in report.items():
         for kind in args.kinds:
