@@ -7,6 +7,7 @@ outputs costs time in every step, so a pass is bound once and reused while its r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ class BoundStep:
     encoder's keys and values, and ``features`` other inputs of the graph. With a number in ``capture``, the
     provider records the first run (as a CUDA graph) and replays it afterwards; the pass then owns its memory,
     and :meth:`feed` changes its values. In a ``joint`` pass, of one row of the graph, every token may belong
-    to another row of the pool, at the ``places`` that the caller writes.
+    to another row of the pool, at the ``places`` that the caller writes; :meth:`reshape` fits it to the next
+    one.
     """
 
     def __init__(
@@ -79,32 +81,17 @@ class BoundStep:
         joint: bool = False,
     ) -> None:
         self.graph, self._binding, self._capture = graph, graph.binding(), capture
-        self._joint = joint
-        self._alive: list[Any] = [feeds, pool, sources]
+        self._joint, self._feeds = joint, dict[str, Any]()
+        self._alive: dict[str, Any] = {"pool": pool, "sources": sources}
         self._states, self._place = states, (first, rows)
-        self._inputs: list[tuple[np.ndarray, Any]] = []
-        self.ids = self._input("input_ids", (rows, tokens))
-        self.positions = self._input("position_ids", (rows, tokens))
-        self.last = self._input(CACHE_LENGTHS, (rows,))
-        self.longest = self._input(LONGEST, ())
-        self.rows = self._input(TOKEN_ROWS, (rows * tokens,))
-        self.places = self._input(TOKEN_POSITIONS, (rows * tokens,))
+        self._inputs: dict[str, tuple[np.ndarray, Any]] = {}
+        self._room = np.empty(0, np.uint8)
+        self.reshape(rows, tokens, count)
         self.rows[...] = np.repeat(np.arange(first, first + rows), tokens)
-        self.ends = self._input(LAST_POSITIONS, (rows, 1))
-        self.kept = self._input(LOGITS_POSITIONS, (rows, count))
-        self.read = self._input(SOURCE_LENGTHS, (rows,))
-        self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
-        self.offsets = self._input(OFFSETS, (rows, tokens, 3))
-        self._input(TOKEN_TYPES, (rows, tokens))  # 0: the tokens of a pass see each other
-        self._feeds = (
-            feeds
-            if capture is None
-            else {name: value_of(array_of(value).copy(), graph.memory) for name, value in feeds.items()}
-        )
+        if capture is not None:
+            feeds = {name: value_of(array_of(value).copy(), graph.memory) for name, value in feeds.items()}
         given = {name: value_of(array, graph.memory) for name, array in (features or {}).items()}
-        for name, value in {**self._feeds, **given}.items():
-            self._alive.append(value)
-            self._binding.bind_ortvalue_input(name, value)
+        self.bind_feeds({**feeds, **given})
         # Input and output caches are the same memory: the graph appends keys and values in place.
         for name, window in pool.windows(0, pool.rows) if graph.ragged else pool.windows(first, rows):
             self._binding.bind_input(name, *window)
@@ -114,16 +101,43 @@ class BoundStep:
             self._binding.bind_output(PRESENT + name.removeprefix(PAST), *written)
         for name, window in sources.windows(first, rows):
             self._binding.bind_input(name, *window)
-        logits = graph.results["logits"]
+
+    def reshape(self, rows: int, tokens: int, count: int) -> None:
+        """Binds inputs of zeros for ``tokens`` tokens of each row, and the logits after ``count`` of them."""
+        self.ids = self._input("input_ids", (rows, tokens))
+        self.positions = self._input("position_ids", (rows, tokens))
+        self.last = self._input(CACHE_LENGTHS, (rows,))
+        self.longest = self._input(LONGEST, ())
+        self.rows = self._input(TOKEN_ROWS, (rows * tokens,))
+        self.places = self._input(TOKEN_POSITIONS, (rows * tokens,))
+        self.ends = self._input(LAST_POSITIONS, (rows, 1))
+        self.kept = self._input(LOGITS_POSITIONS, (rows, count))
+        self.read = self._input(SOURCE_LENGTHS, (rows,))
+        self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
+        self.offsets = self._input(OFFSETS, (rows, tokens, 3))
+        self._input(TOKEN_TYPES, (rows, tokens))  # 0: the tokens of a pass see each other
+        logits = self.graph.results["logits"]
         shape, dtype = (rows, count, int(logits.shape[2])), np.dtype(TYPES[logits.type])
-        self._near = np.empty(shape, dtype) if graph.memory == HOST else None
-        self._logits = empty(shape, dtype, graph.memory) if self._near is None else value_of(self._near)
+        self._near = None
+        if self.graph.memory == HOST:
+            size = math.prod(shape) * dtype.itemsize
+            if size > self._room.size:  # memory of the last pass costs no page faults
+                self._room = np.empty(size, np.uint8)
+            self._near = self._room[:size].view(dtype).reshape(shape)
+        self._logits = empty(shape, dtype, self.graph.memory) if self._near is None else value_of(self._near)
         self._binding.bind_ortvalue_output("logits", self._logits)
+
+    def bind_feeds(self, feeds: Feeds) -> None:
+        """Binds the values of adapters, and other inputs, that are not bound yet."""
+        for name, value in feeds.items():
+            if self._feeds.get(name) is not value:
+                self._binding.bind_ortvalue_input(name, value)
+        self._feeds |= feeds
 
     def feed(self, feeds: Feeds) -> None:
         """Copies the values of other adapters, of the same shapes, into the memory of a captured pass."""
-        for name, value in self._feeds.items():
-            fill(value, array_of(feeds[name]))
+        for name, value in feeds.items():
+            fill(self._feeds[name], array_of(value))
 
     def run(self) -> np.ndarray:
         """Runs the pass on the numbers that were written into its inputs and returns the logits ``[rows,
@@ -132,7 +146,7 @@ class BoundStep:
         if not self._joint:
             tokens = self.ids.shape[1]
             self.places[...] = (self.last[:, None] + np.arange(1 - tokens, 1)).reshape(-1)
-        for array, value in self._inputs:
+        for array, value in self._inputs.values():
             fill(value, array)
         with self._states.passing(*self._place):
             self.graph.run_bound(self._binding, self._capture)
@@ -150,8 +164,8 @@ class BoundStep:
             bound = value_of(array, memory)
             self._binding.bind_ortvalue_input(name, bound)
             if memory != HOST:
-                self._inputs.append((array, bound))
-            self._alive.append(bound)
+                self._inputs[name] = array, bound
+            self._alive[name] = bound
         return array
 
 
@@ -218,6 +232,8 @@ class ModelRunner:
         self.prefilled = self.reused = 0
         self.running: list[SequenceState] = []
         self.reading: list[SequenceState] = []
+        self._joint: BoundStep | None = None
+        """The last pass over tokens of several rows."""
         self._composition: tuple[int, Sequence[ResidentAdapter | None]] = (0, ())
         self._passes: dict[int, BoundStep] = {}
         """The bound passes of the last step's rows, by the number of tokens that they read of each row."""
@@ -433,19 +449,21 @@ class ModelRunner:
             [np.arange(end - piece.count, end) for piece, end in zip(pieces, ends, strict=True)]
         )
         adapters = [piece.row.adapter for piece in pieces for _ in piece.tokens]
-        one = BoundStep(
-            self.graph,
-            self._pool,
-            self._states,
-            0,
-            1,
-            self._feeds.of(adapters, joint=True),
-            self._sources,
-            tokens=len(adapters),
-            count=len(kept),
-            features=self._no_features(1),
-            joint=True,
-        )
+        feeds, one = self._feeds.of(adapters, joint=True), self._joint
+        if one is None:
+            one = self._joint = BoundStep(
+                self.graph,
+                self._pool,
+                self._states,
+                0,
+                1,
+                feeds,
+                self._sources,
+                features=self._no_features(1),
+                joint=True,
+            )
+        one.reshape(1, len(adapters), len(kept))
+        one.bind_feeds(feeds)
         one.kept[0], one.rows[...] = kept, np.repeat([piece.place for piece in pieces], lengths)
         one.ids[0] = [token for piece in pieces for token in piece.tokens]
         one.places[...] = one.positions[0] = np.concatenate([piece.positions for piece in pieces])
@@ -535,6 +553,7 @@ class ModelRunner:
             self._feeds.forget()
             self._sources.forget()
             self._passes.clear()
+            self._joint = None
 
     def _move(self, row: SequenceState, source: int, target: int) -> None:
         """Copies the caches and states of a row to another place."""
