@@ -311,7 +311,9 @@ def test_what_is_refused_before_a_row_begins(
 
 
 def test_prompts_are_read_in_pieces_between_steps(bundle: Path) -> None:
-    """A long prompt does not stop a row that is running: it gets a token in every other step."""
+    """A long prompt does not stop a row that is running: it gets a token in the pass over each piece, or without
+    the operator for that in every other step.
+    """
     engine, session = Engine(bundle, "cpu", max_rows=2, prefill_budget=3), Session(bundle, "cpu")
     prompt = next(
         prompt
@@ -322,8 +324,9 @@ def test_prompts_are_read_in_pieces_between_steps(bundle: Path) -> None:
     while not engine.rows.running:
         engine.step()
     engine.add([9] * 31, "beta", max_new_tokens=2)
+    steps = 1 if engine.rows.graph.ragged else 2
     for _ in range(10):
-        assert sorted(len(engine.step()) for _ in range(2)) == [0, 1]
+        assert sum(len(engine.step()) for _ in range(steps)) == 1
     assert running + 1 in {event.request for _ in range(2) for event in engine.step()}
 
 

@@ -68,10 +68,11 @@ class DecoderEngine(Engine):
     several short ones, so that no first token waits for other prompts. With ``prompts_together`` it reads as
     many as the budget allows, which finishes a full batch slightly sooner. ``adapter_budget`` is the most
     bytes of adapters that stay in memory without a running row, and ``prefix_budget`` the most bytes of keys
-    and values, in host memory, that are kept for prompts with the same beginning. A row that runs alone
-    reads up to ``lookup_tokens`` tokens ahead (:mod:`..generation.prompt_lookup`), 0 for none; its answer is
-    the same but for the noise between passes of one token and of several. What its text does not suggest, the
-    ``draft`` guesses (:mod:`.draft_model`): a bundle of the same base in fewer bits, or of a smaller model.
+    and values, in host memory, that are kept for prompts with the same beginning. A row reads up to
+    ``lookup_tokens`` tokens ahead (:mod:`..generation.prompt_lookup`), 0 for none; its answer is the same but
+    for the noise between passes of one token and of several. What the text of a row that runs alone does not
+    suggest, the ``draft`` guesses (:mod:`.draft_model`): a bundle of the same base in fewer bits, or of a
+    smaller model.
 
     ``deterministic``: a row's logits have the same bits whatever runs beside it, since every step has the
     shape of a full batch: a step of few rows costs as much as one of ``max_rows``, and no prefix is shared
@@ -319,10 +320,10 @@ class DecoderEngine(Engine):
     def _take_all(
         self,
         rows: Sequence[SequenceState],
-        answers: Sequence[np.ndarray | AdapterpackError],
+        answers: Sequence[Any],
         events: list[Event],
     ) -> None:
-        """Gives each of the rows what a pass said after its next token."""
+        """Gives each of the rows the logits after its next token, or the error of its pass."""
         by_row = dict(zip(rows, answers, strict=True))
         for request in dict.fromkeys(row.request for row in rows):
             taken = [by_row[row] for row in request.sequences]

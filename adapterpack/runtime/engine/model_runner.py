@@ -176,7 +176,7 @@ class _Piece(NamedTuple):
     place: int
     tokens: Sequence[int]
     acting: np.ndarray
-    count: int
+    kept: int
 
     @classmethod
     def of_step(cls, row: SequenceState, place: int, guessed: Sequence[int] = ()) -> _Piece:
@@ -446,7 +446,7 @@ class ModelRunner:
         lengths = [len(piece.tokens) for piece in pieces]
         ends = np.cumsum(lengths)
         kept = np.concatenate(
-            [np.arange(end - piece.count, end) for piece, end in zip(pieces, ends, strict=True)]
+            [np.arange(end - piece.kept, end) for piece, end in zip(pieces, ends, strict=True)]
         )
         adapters = [piece.row.adapter for piece in pieces for _ in piece.tokens]
         feeds, one = self._feeds.of(adapters, joint=True), self._joint
@@ -473,7 +473,7 @@ class ModelRunner:
                 [piece.row.offsets(piece.positions - piece.row.virtual) for piece in pieces]
             )
         logits: np.ndarray = one.run()[0]
-        return np.split(logits, np.cumsum([piece.count for piece in pieces])[:-1])
+        return np.split(logits, np.cumsum([piece.kept for piece in pieces])[:-1])
 
     def _read_ahead(self, row: SequenceState, guessed: Sequence[int]) -> np.ndarray:
         tokens, place = [row.next_token, *guessed], self.running.index(row)
