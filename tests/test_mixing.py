@@ -232,3 +232,29 @@ def test_sessions_mix_as_engines_do(
         ap.Session(tmp_path / "plain", "cpu").generate([PROMPT], {"alpha": 0.5}, max_new_tokens=4)
     with pytest.raises(BaseMismatch):
         engine.add(PROMPT, ap.load(pack_of("bert", "alpha")))
+
+
+def test_rows_of_all_kinds_answer_as_alone(kinds: DecoderEngine) -> None:
+    """As rows come and go, ride along with the prompts of others and read ahead together, where their adapters
+    can be in one pass, and where they cannot.
+    """
+    names = [None, "lora", "lora2", *KINDS, "lora", "activated", None, "lora2"]
+    prompts = [[3 + (7 * number + place) % 5 for place in range(4 + number)] for number in range(len(names))]
+
+    def answers(rows: Sequence[int]) -> dict[int, list[tuple[int, float]]]:
+        number_of = {
+            kinds.add(prompts[number], names[number], max_new_tokens=8, ignore_eos=True, logprobs=0): number
+            for number in rows
+        }
+        found: dict[int, list[tuple[int, float]]] = {number: [] for number in rows}
+        while kinds.busy:
+            for event in kinds.step():
+                assert event.error is None and event.choice is not None
+                found[number_of[event.request]].append((event.choice.token, event.choice.logprob or 0.0))
+        return found
+
+    together = answers(range(len(names)))
+    for number, name in enumerate(names):
+        (alone,) = answers([number]).values()
+        assert [token for token, _ in alone] == [token for token, _ in together[number]], name
+        assert np.abs(np.array(alone) - np.array(together[number])).max() < 1e-4, name

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapterpack import Engine, export
-from adapterpack.runtime.generation.prompt_lookup import PromptLookup
+from adapterpack.runtime.generation.prompt_lookup import GuessLength, PassCosts, PromptLookup
 
 Make = Callable[..., Any]
 REPEATED = [5, 9, 22, 7, 31, 44] * 4
@@ -48,6 +48,38 @@ def test_guesses_grow_shrink_and_stop() -> None:
     assert pauses == [1, 3, 7, 15, 31, 63, 64, 64, 64]
     lookup.length.judge(1, 1)
     assert lookup.guess()
+
+
+def test_costs_are_those_of_the_passes_so_far() -> None:
+    """Seconds along a line, with noise: the worth of a guess is the share of its cost in that of a token without
+    it. Nothing is known of passes that all had as many tokens, and earlier passes are forgotten.
+    """
+    rng, costs = np.random.default_rng(1), PassCosts()
+    for _ in range(50):
+        costs.add(8, 0.016)
+    assert costs.worth(8) == 0.0
+    for start, each in ((0.012, 0.0006), (0.0, 0.002), (0.02, 0.0)):
+        for _ in range(400):
+            tokens = int(rng.integers(8, 40))
+            costs.add(tokens, (start + each * tokens) * rng.uniform(0.95, 1.05))
+        assert costs.worth(8) == pytest.approx(8 * each / (start + 8 * each), abs=0.05)
+
+
+def test_a_guess_is_as_long_as_it_is_worth() -> None:
+    """By the share of tokens that were right of late; a row that guesses nothing tries again later."""
+    length = GuessLength(8)
+    for _ in range(8):
+        length.judge(4, 4)
+    assert [length.next(worth) for worth in (0.0, 0.5, 0.99, 1.1)] == [8, 8, 0, 0]
+    for _ in range(8):
+        length.judge(4, 2)  # two of three tries are right
+    assert [length.next(worth) for worth in (0.0, 0.25, 0.5, 0.6)] == [8, 3, 1, 1]
+    for _ in range(8):
+        length.judge(4, 1)
+    waits = 1
+    while not length.next(0.6):
+        waits += 1
+    assert 1 < waits < 30
 
 
 @pytest.fixture(scope="module")

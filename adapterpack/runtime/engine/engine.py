@@ -344,7 +344,8 @@ class DecoderEngine(Engine):
         if not single or not (len(rows) == 1 or self.rows.joins(rows)):
             return []
         worth = 0.0 if len(rows) == 1 else self._costs.worth(len(rows))
-        return [self._guess_of(row, worth, len(rows) == 1) for row in rows]
+        guesses = [self._guess_of(row, worth, len(rows) == 1) for row in rows]
+        return guesses if sum(map(len, guesses)) + len(rows) <= self.rows.most_logits else []
 
     def _guess_of(self, row: SequenceState, worth: float, alone: bool) -> list[int]:
         # a row with images has none: the marks of its images would be among them

@@ -45,8 +45,8 @@ MOST_CAPTURED = 64
 uncaptured.
 """
 
-_ROWS_ALONE = frozenset({LAST_POSITIONS, SOURCE_LENGTHS, TOKEN_TYPES})
-"""Inputs of graphs that cannot read tokens of several rows as one: they say something of each row."""
+_BY_ROW = frozenset({LAST_POSITIONS, SOURCE_LENGTHS, TOKEN_TYPES})
+"""Inputs that say something of each row, so that tokens of several cannot be read as one row."""
 
 LOGITS = 16 << 20
 """The most logits that a pass over a prompt returns: 64 MiB in float32, 110 tokens of 152,000 words."""
@@ -228,7 +228,7 @@ class ModelRunner:
             )
         self._deterministic = deterministic
         self.prefixes = PrefixCache(prefix_budget)
-        self._most_logits = max(1, LOGITS // int(self.graph.results["logits"].shape[2]))
+        self.most_logits = max(1, LOGITS // int(self.graph.results["logits"].shape[2]))
         self.prefilled = self.reused = 0
         self.running: list[SequenceState] = []
         self.reading: list[SequenceState] = []
@@ -238,6 +238,8 @@ class ModelRunner:
         self._passes: dict[int, BoundStep] = {}
         """The bound passes of the last step's rows, by the number of tokens that they read of each row."""
         self.fixed = self.graph.resolved.captures
+        by_row = len(self._states) or bundle.task.has_encoder or _BY_ROW & self.graph.inputs.keys()
+        self._reads_joint = self.graph.ragged and not (by_row or deterministic)
         """Whether steps of one shape keep their memory, as a captured (CUDA graph) run requires."""
         self._captured: dict[object, BoundStep] = {}
         self._short = longrope_length(bundle.config) if LAST_POSITIONS in self.graph.inputs else None
@@ -292,7 +294,7 @@ class ModelRunner:
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
             self._passes.clear()
         place, end, stops = len(self.running), row.num_computed_tokens + tokens, self._stops(row)
-        pieces = range(row.num_computed_tokens, end, self._most_logits) if row.scores is not None else ()
+        pieces = range(row.num_computed_tokens, end, self.most_logits) if row.scores is not None else ()
         for stop in sorted(stop for stop in {*stops, *pieces, end} if row.num_computed_tokens < stop <= end):
             logits = self._read_to(row, place, stop, riders)
             if stop in stops:
@@ -423,10 +425,7 @@ class ModelRunner:
 
     def joins(self, rows: Sequence[SequenceState]) -> bool:
         """Whether one pass can read a different number of tokens of each of these rows."""
-        alone = (
-            len(self._states) or self.fixed or self._deterministic or _ROWS_ALONE & self.graph.inputs.keys()
-        )
-        return self.graph.ragged and not alone and self._feeds.joins(row.adapter for row in rows)
+        return self._reads_joint and self._feeds.joins(row.adapter for row in rows)
 
     def read_ahead(self, rows: Sequence[SequenceState], guessed: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Reads the next token of each of these running rows and guessed ones after it in one pass, and
