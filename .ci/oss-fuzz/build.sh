@@ -14,7 +14,19 @@ python3 tests/fuzz/fuzz.py --write "$SRC/inputs"
 for target in ${TARGETS:-$(python3 tests/fuzz/fuzz.py --names)}; do
     fuzzer=$SRC/fuzz_$target.py
     cat > "$fuzzer" <<PYTHON
-import sys
+import os, sys
+if sys.argv[1:4] == ["-I", "-S", "-c"]:  # a sandbox wants Python, by the name below
+    statements, sys.argv[:] = sys.argv[4], ["-c", *sys.argv[5:]]
+    exec(statements)
+    sys.exit()
+# what starts this program again without unpacking it again, though a sandbox keeps no variables
+again = sys._MEIPASS + "/python"
+with open(again, "w") as file:
+    file.write("#!/bin/sh\n")
+    file.writelines(f"export {name}='{value}'\n" for name, value in os.environ.items() if name.startswith("_PYI_"))
+    file.write(f'exec {sys.executable} "\$@"\n')
+os.chmod(again, 0o700)
+sys.executable = again
 sys.argv[1:1] = ["--inside", "$target"]
 sys.path.insert(0, sys._MEIPASS + "/tests/fuzz")
 import guided
