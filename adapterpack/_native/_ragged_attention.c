@@ -13,7 +13,7 @@
 #include "common.h"
 #include "ort_abi.h"
 
-enum { BLOCK = 64, WIDEST = 256, VECTORS = 3 };
+enum { BLOCK = 64, WIDEST = 256, VECTORS = 3, MOST_HEADS = 1 << 16 };
 
 struct attention {
     ort_api api;
@@ -217,9 +217,9 @@ static ort_status create(const void *made_of, ort_api api, const void *info, voi
         (status = ort_attribute(api)(info, "local_window_size", &op->window)) || (status = ort_float_attribute(api)(info, "scale", &op->scale)) ||
         (status = ort_float_attribute(api)(info, "softcap", &op->softcap)))
         free(op);
-    else if (op->kv_heads < 1 || op->heads < 1 || op->heads % op->kv_heads) {
+    else if (op->kv_heads < 1 || op->heads < 1 || op->heads > MOST_HEADS || op->heads % op->kv_heads) {
         free(op);
-        status = failed(api, "heads are a multiple of those of keys");
+        status = failed(api, "heads are a multiple of those of keys, and at most 65,536");
     }
     *made = status ? NULL : op;
     return status;
