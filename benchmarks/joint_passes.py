@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from lookup import TASKS
+from operators import in_turns
 
 from adapterpack._native import ragged_attention
 from adapterpack.runtime.engine.engine import DecoderEngine
@@ -87,27 +87,12 @@ def contestant(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace, kind: str) -> dict[str, dict[str, float]]:
     """The median rate of each contestant, and the times of its first tokens."""
-    words = [sys.executable, __file__, str(args.bundle), "--requests", str(args.requests), "--kind", kind]
+    words = [__file__, str(args.bundle), "--requests", str(args.requests), "--kind", kind]
     words += ["--adapters", *map(str, args.adapters)]
-    running = {
-        name: subprocess.Popen(
-            [*words, *more],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for name, more in (("with", []), ("without", ["--without"]))
-    }
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
-    for turn in range(args.turns + 1):
-        for name, process in running.items():
-            assert process.stdin is not None and process.stdout is not None
-            print(turn, file=process.stdin, flush=True)
-            taken = json.loads(process.stdout.readline())
-            found[name] += [taken] if turn else []
-    for process in running.values():
-        process.communicate()
+    commands = {"with": words, "without": [*words, "--without"]}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for name, answered in in_turns(commands, args.turns):
+        found[name].append(json.loads(answered))
     report = {}
     for name, taken in found.items():
         firsts = [first for one in taken for first in one["firsts"]]

@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -55,9 +56,34 @@ def contestant(args: argparse.Namespace) -> None:
         print(*times[1:], flush=True)
 
 
+def in_turns(commands: Mapping[str, Sequence[str]], turns: int) -> Iterator[tuple[str, str]]:
+    """Runs contestants, each a process that answers a line with a line, in turns, and yields the name and the answer of
+    each; those of the first turn, which waits until all are open, are left out.
+    """
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name, words in commands.items()
+    }
+    for turn in range(turns + 1):
+        for name, process in running.items():
+            assert process.stdin is not None and process.stdout is not None
+            print(turn, file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if turn:
+                yield name, answer
+    for process in running.values():
+        process.communicate()
+
+
 def measure(args: argparse.Namespace, rows: int) -> dict[str, dict[str, float]]:
     """The median and the least milliseconds of each contestant."""
-    words = [sys.executable, __file__, str(args.bundle), "--rows", str(rows), "--context", str(args.context)]
+    words = [__file__, str(args.bundle), "--rows", str(rows), "--context", str(args.context)]
     words += [
         "--prompt",
         str(args.prompt),
@@ -67,26 +93,14 @@ def measure(args: argparse.Namespace, rows: int) -> dict[str, dict[str, float]]:
         *map(str, args.adapters),
     ]
     kinds = [kind for kind in args.kinds if rows > 1 or kind != "mixed"]
-    running = {
-        f"{kind}{' without' if without else ''}": subprocess.Popen(
-            [*words, "--kind", kind, *(["--without"] if without else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+    commands = {
+        f"{kind}{' without' if without else ''}": [*words, "--kind", kind, *["--without"] * without]
         for kind in kinds
         for without in (False, True)
     }
-    times: dict[str, list[float]] = {name: [] for name in running}
-    for turn in range(args.turns + 1):  # the first waits until all are open
-        for name, process in running.items():
-            assert process.stdin is not None and process.stdout is not None
-            print(file=process.stdin, flush=True)
-            found = [float(word) for word in process.stdout.readline().split()]
-            times[name] += found if turn else []
-    for process in running.values():
-        process.communicate()
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for name, answer in in_turns(commands, args.turns):
+        times[name] += map(float, answer.split())
     return {name: {"median": median(found), "least": min(found)} for name, found in times.items()}
 
 

@@ -1,8 +1,9 @@
 /* An operator of ONNX Runtime that adds the changes of many LoRAs to a product, a different one for each row of a batch.
 
    AddLora(x [rows, tokens, in], product [rows, tokens, out], adapters [rows]) -> sum [rows, tokens, out], with the attribute `site`: the number
-   of the linear layer in each adapter. `adapters` may name one for each token instead, [rows * tokens]. An adapter is a number that hold() returned, or -1 for a row without one. Its factors are read where
-   they lie, once for all rows that have it; a layer that stands for siblings (q, k, v) has a part for each.
+   of the linear layer in each adapter. `adapters` may name one for each token instead, [rows * tokens]. An adapter is a number that hold()
+   returned, or -1 for none. Its factors are read where they lie, once for all rows that have it; a layer that stands for siblings (q, k, v)
+   has a part for each.
 
    A number that no adapter has, or an adapter for a layer of other widths, is an error of the run. */
 
@@ -131,7 +132,8 @@ static ort_status compute(void *data, void *context) {
     ort_status status = taken(api, context, 0, 3, x_shape, &x, axes);
     if (status || (status = taken(api, context, 1, 3, shape, &product, axes)) || (status = taken(api, context, 2, 1, &rows, &numbers, axes))) return status;
     const size_t total = (size_t)shape[0] * shape[1];
-    if ((rows != shape[0] && rows != (int64_t)total) || shape[0] != x_shape[0] || shape[1] != x_shape[1]) return failed(api, "x, product and adapters have other rows");
+    if ((rows != shape[0] && rows != (int64_t)total) || shape[0] != x_shape[0] || shape[1] != x_shape[1])
+        return failed(api, "x, product and adapters have other rows");
     if ((status = ort_output(api)(context, 0, shape, 3, &value)) || (status = ort_data(api)(value, &out))) return status;
     if (out != product) memcpy(out, product, total * shape[2] * sizeof(float));
     struct run run = {x, out, numbers, rows, rows ? total / rows : 0, x_shape[2], shape[2], kernel->site, NULL, NULL};

@@ -40,8 +40,10 @@ def replace_attention(model: ir.Model) -> bool:
     nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
     if not nodes or not all(_fits(node) for node in nodes):
         return False
-    lengths = nodes[0].inputs[_LENGTHS]
-    if not all(user in nodes for value in lengths for user, _ in value.uses()):
+    lengths = {node.inputs[_LENGTHS] for node in nodes}
+    if len(lengths) > 1 or any(
+        user not in nodes for pair in lengths for one in pair for user, _ in one.uses()
+    ):
         return False
     rows, places = (
         add_input(model.graph, name, ["tokens"], ir.DataType.INT64) for name in (TOKEN_ROWS, TOKEN_POSITIONS)

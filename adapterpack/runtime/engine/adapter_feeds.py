@@ -217,10 +217,10 @@ class AdapterFeeds:
         return len(distinct) == 1 or (not self._has_tables and all(apart))
 
     def of(self, adapters: Sequence[ResidentAdapter | None], joint: bool = False) -> Feeds:
-        """Returns the feeds of rows with these adapters, None for the base; or if it is ``joint`` those of
-        one row of the graph, whose tokens have these adapters.
+        """Returns the feeds of rows with these adapters, None for the base. With ``joint`` the adapters are
+        those of the tokens of one row of the graph.
 
-        Requires: what is joint :meth:`joins`.
+        Requires: for a joint row, that :meth:`joins` accepts its adapters.
         """
         distinct = list(dict.fromkeys(adapters))
         products = any(adapter is not None and adapter.shared for adapter in distinct)

@@ -143,7 +143,7 @@ class BoundStep:
         """Runs the pass on the numbers that were written into its inputs and returns the logits ``[rows,
         count, vocabulary]``. The next run overwrites them.
         """
-        if not self._joint:
+        if self.graph.ragged and not self._joint:
             tokens = self.ids.shape[1]
             self.places[...] = (self.last[:, None] + np.arange(1 - tokens, 1)).reshape(-1)
         for array, value in self._inputs.values():
@@ -326,19 +326,18 @@ class ModelRunner:
         """
         piece, tokens = slice(row.num_computed_tokens, stop), stop - row.num_computed_tokens
         acting = None if row.acting is None else row.acting[piece]
-        whole = row.virtual + len(row.prompt)
-        scores = row.scores is not None
         if riders:
             acting = np.ones(tokens, bool) if acting is None else acting
             one = _Piece(row, place, row.prompt[piece], acting, 1)
             steps = [_Piece.of_step(rider, self.running.index(rider)) for rider in riders]
             logits = [last for last, *_ in self._read_joint([one, *steps])]
         else:
-            read = self._read(row, place, row.kv_len, row.prompt[piece], acting, whole, scores)
+            whole, scores = row.virtual + len(row.prompt), row.scores
+            read = self._read(row, place, row.kv_len, row.prompt[piece], acting, whole, scores is not None)
             logits = [read[-1]]
-        if row.scores is not None:
-            pairs = zip(read, row.prompt[piece.start + 1 : stop + 1], strict=False)
-            row.scored += [scored(one, token, row.scores) for one, token in pairs]
+            if scores is not None:
+                pairs = zip(read, row.prompt[piece.start + 1 : stop + 1], strict=False)
+                row.scored += [scored(one, token, scores) for one, token in pairs]
         row.num_computed_tokens, row.kv_len = stop, row.kv_len + tokens
         self.prefilled += tokens
         return logits

@@ -159,7 +159,7 @@ class Request:
     lookup: PromptLookup | None = None
     """Guesses its next tokens."""
     length: GuessLength = field(init=False)
-    """Is told how many of the last guessed tokens were right."""
+    """The length of its next guess, which follows how many guessed tokens were right."""
 
     def __post_init__(self) -> None:
         self.sequences[0].request = self

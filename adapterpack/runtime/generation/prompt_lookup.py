@@ -21,7 +21,7 @@ _MOST_SKIPPED = 64
 _RATE = 0.75
 """The share of guessed tokens that are taken for right before there are any."""
 _FADING = 0.98
-"""The weight of a pass beside the next one."""
+"""Each pass multiplies the weights of earlier ones by this."""
 
 
 class PassCosts:
@@ -39,8 +39,9 @@ class PassCosts:
         self._products = _FADING * self._products + seconds * one
 
     def worth(self, rows: int) -> float:
-        """Returns how likely a guessed token has to be right for it to pay beside ``rows`` rows: what it
-        takes, by what a token takes without guesses; 0 while that is not known.
+        """Returns the least probability of being right at which a guessed token saves time in a batch of
+        ``rows`` rows: the time that it adds to a pass, divided by that of a token without guesses; 0 while
+        these are unknown.
         """
         # passes of late had nearly as many tokens
         if np.linalg.det(self._squares) <= self._squares[0, 0] ** 2:
@@ -60,8 +61,8 @@ class GuessLength:
         self._rate = _RATE
 
     def next(self, worth: float = 0.0) -> int:
-        """Returns how many tokens to guess now, of which each is right with a probability of at least
-        ``worth``, by what was right of late.
+        """Returns how many tokens to guess now: as long as the last of them is right with a probability of at
+        least ``worth``, estimated from recent guesses.
         """
         if self._skip:
             self._skip -= 1

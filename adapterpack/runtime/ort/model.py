@@ -57,7 +57,8 @@ class OrtModel:
     Otherwise, on the CPU, the engine's graph adds the changes of LoRAs by an operator of adapterpack's own,
     where that was compiled: ``lora`` are the paths of these layers in the order of their numbers, and
     ``halves`` says whether their factors are held in float16, as where activations are rounded to int8.
-    Another operator attends: ``ragged`` says whether each token of a pass is told its row and position.
+    ``ragged`` says whether another operator computes the attention, for which the inputs name each token's
+    row and position.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
