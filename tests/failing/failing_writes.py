@@ -201,7 +201,7 @@ def chosen(calls: int, most: int | None) -> list[int]:
     """The numbers of the calls that fail, evenly spaced, the first and the last among them."""
     if most is None or calls <= most:
         return list(range(1, calls + 1))
-    return sorted({1 + round(place * (calls - 1) / (most - 1)) for place in range(most)})
+    return sorted({1 + round(place * (calls - 1) / max(1, most - 1)) for place in range(most)})
 
 
 def try_all(
