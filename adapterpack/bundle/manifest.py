@@ -359,13 +359,17 @@ def role_of(path: str) -> str:
 
 def bundle_in(folder: StrPath) -> Path:
     """Finds the bundle in ``folder``: a model repository holds it as the version of its single model, a site
-    as ``bundle``. Returns ``folder`` itself for anything else.
+    as ``bundle``, a model package as its only shared asset. Returns ``folder`` itself for anything else.
 
     Example:
         >>> bundle_in("somewhere").name
         'somewhere'
     """
-    inner = [*sorted(Path(folder).glob(f"*/1/{FILE_NAME}")), *Path(folder).glob(f"bundle/{FILE_NAME}")]
+    inner = [
+        path
+        for place in ("*/1", "bundle", "shared_assets/*")
+        for path in Path(folder).glob(f"{place}/{FILE_NAME}")
+    ]
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 

@@ -247,7 +247,7 @@ def require_split(target: Target, split: int | None) -> None:
     Raises:
         ConfigError: the target writes one file, or the size is too small.
     """
-    if split is not None and target.finish is None:
+    if split is not None and not target.splits:
         raise ConfigError(
             "this target writes its data into one file",
             found=f"split {split}, target {target.name}",

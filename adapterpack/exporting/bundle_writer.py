@@ -23,6 +23,7 @@ from ..bundle import (
     SiteMap,
     VerificationCache,
     adapter_file,
+    bundle_in,
     graph_file,
     graphs_of,
     manifest_bytes,
@@ -140,7 +141,7 @@ def write_bundle(
         quantize_in_place(folder, job.quantize)
     if job.target.finish is not None:
         job.target.finish(folder, job.request.split)
-    VerificationCache(manifest_bytes(folder)).remember(*graphs_of(bundle))
+    VerificationCache(manifest_bytes(bundle_in(root))).remember(*graphs_of(bundle))
 
 
 def _say_defaults(path: Path, source: ExportSource) -> None:

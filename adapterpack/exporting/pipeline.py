@@ -61,7 +61,8 @@ def export(request: ExportRequest) -> Bundle:
     family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps its keys
     and values in eight bits, and records by how much that moves its logits. ``target`` says who serves it:
     ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model repository, which
-    holds the bundle) or ``web`` (a site for browsers, whose data files have at most ``split`` bytes).
+    holds the bundle), ``web`` (a site for browsers, whose data files have at most ``split`` bytes) or
+    ``model-package`` (ONNX Runtime's, in which providers share the bundle).
     ``base`` may be a finished bundle, whose graphs the target takes as they are, or an ONNX or GGUF file that
     another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what
     makes the graph, by default the first whose graph agrees with the model. ``proof`` says how much is

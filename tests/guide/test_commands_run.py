@@ -41,6 +41,7 @@ ELSEWHERE = {
     "docs/serve.md": "tests/serving/test_encoders.py",
     "docs/chat.md": "tests/serving/test_chat.py",
     "docs/web.md": "tests/web/test_site.py",
+    "docs/model-package.md": "tests/interop/model_package.py",
     "docs/canary.md": "tests/serving/test_conformance.py",
     "docs/stages/port.md": "tests/test_port.py",
     "docs/hub.md": "tests/hub/test_hub.py",

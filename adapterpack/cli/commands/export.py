@@ -92,7 +92,8 @@ from .quantize import accuracy_sentence
     "--target",
     "T",
     "What will run the bundle: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a "
-    "model repository) or web (a site for browsers).",
+    "model repository), web (a site for browsers) or model-package (variants by provider, which ONNX "
+    "Runtime opens).",
     default="ort",
     show_default=True,
     shell_complete=suggest("adapterpack.exporting.targets.base:TARGETS"),

@@ -21,8 +21,8 @@ class Target(NamedTuple):
     ``engine`` whether adapterpack's own engine may run the bundle. ``place(bundle)`` returns the bundle's
     path within the output folder, ``""`` for the folder itself. ``write(folder, bundle)`` adds the product's
     own files to a bundle's ``folder``, and whatever else it needs. ``finish(folder, split)`` changes the
-    finished bundle, whose manifest it writes again; ``split`` is the size limit of data files in bytes, if
-    the user set one. ``next_step`` says what to do with ``{out}``.
+    finished bundle; ``split`` is the size limit of data files in bytes, if the user set one, which only a
+    target that ``splits`` allows. ``next_step`` says what to do with ``{out}``.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Target(NamedTuple):
     place: Callable[[Bundle], str] = lambda bundle: ""
     write: Callable[[Path, Bundle], None] = lambda folder, bundle: None
     finish: Callable[[Path, int | None], None] | None = None
+    splits: bool = False
     next_step: str = ""
 
     def require(self, mode: str, task: Task) -> None:

@@ -6,6 +6,7 @@ from .kernels import nodes_without_kernel as nodes_without_kernel
 from .kernels import remedy_of as remedy_of
 from .placement import CpuNodesWarning as CpuNodesWarning
 from .placement import check_placement as check_placement
+from .provider import PROVIDERS as PROVIDERS
 from .provider import get_provider as get_provider
 from .resolved_device import ResolvedDevice as ResolvedDevice
 from .resolved_device import resolve as resolve

@@ -81,6 +81,7 @@ web = TARGETS.register(
         lambda task: task.name in TASKS,
         place=lambda bundle: "bundle",
         finish=_finish,
+        splits=True,
         next_step="fetch the packages that run it, once: npm install --ignore-scripts --prefix {out}\n"
         "serve it to browsers: python -m http.server --bind 127.0.0.1 --directory {out}",
     )
