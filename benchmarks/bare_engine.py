@@ -38,14 +38,16 @@ class BareEngine:
 
 @contextmanager
 def opened(bundle: Path, adapters: Sequence[Path], **options: Any) -> Iterator[BareEngine]:
-    """The engine of a bundle, with these packs by their names; it ends with the block."""
+    """The engine of a bundle, with these packs by their names, on the CPU unless ``provider`` is among the
+    options; it ends with the block.
+    """
     with ProcessPoolExecutor(1, get_context("spawn"), _open, (bundle, adapters, options)) as pool:
         yield BareEngine(pool)
 
 
 def _open(bundle: Path, adapters: Sequence[Path], options: dict[str, Any]) -> None:
     global _engine  # noqa: PLW0603 - the process has one
-    _engine = DecoderEngine(bundle, "cpu", **options)
+    _engine = DecoderEngine(bundle, **{"provider": "cpu", **options})
     for pack in adapters:
         _engine.adapters.load(pack)
 

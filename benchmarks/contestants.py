@@ -36,7 +36,7 @@ START_SECONDS = 400
 @dataclass(frozen=True)
 class Contestant:
     """A server. ``command`` starts it on files with adapters at a port; ``needs`` is the program in its
-    environment.
+    environment, relative to those of all peers.
     """
 
     name: str
@@ -147,7 +147,9 @@ def _ours(precision: str) -> Contestant:
     return Contestant("ours", precision, "", command)
 
 
-def _vllm(precision: str, dtype: str) -> Contestant:
+def vllm(precision: str, dtype: str, program: str = "vllm/bin/python", *more: object) -> Contestant:
+    """vLLM's server in the environment of a Python, with ``more`` options."""
+
     def command(files: Files, adapters: Sequence[Path], port: int, program: str) -> list[Any]:
         options = (
             [
@@ -185,13 +187,14 @@ def _vllm(precision: str, dtype: str) -> Contestant:
             CONTEXT,
             "--max-num-seqs",
             ROWS,
+            *more,
             *options,
         ]
 
     return Contestant(
         "vllm",
         precision,
-        "vllm/bin/python",
+        program,
         command,
         packs="peft",
         environment={
@@ -283,8 +286,8 @@ CONTESTANTS = (
     _ours("int8"),
     _ours("w8a8"),
     _ours("int4"),
-    _vllm("fp32", "float32"),
-    _vllm("bf16", "bfloat16"),
+    vllm("fp32", "float32"),
+    vllm("bf16", "bfloat16"),
     _llama("fp32", "f32"),
     _llama("int8", "q8_0"),
     _llama("int4", "q4_0"),

@@ -72,11 +72,16 @@ NAMES: list[str | None] = ["one", "two", None, "three"]
 PROMPT = 16
 
 
-def build_base(folder: Path, size: str) -> None:
+def build_base(folder: Path, size: str, positions: int = 2048) -> None:
     """A random Llama, and a tokenizer with a word for each token: prompts are given as ids."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        **SIZES[size], tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0
+        **SIZES[size],
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(

@@ -20,7 +20,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,27 +38,28 @@ CONTEXT = 64
 """Tokens that every row has before the first step, unless told otherwise."""
 
 
+KINDS: dict[str, dict[str, str]] = {
+    "slotless": {"mode": "folded", "task": "text-generation"},
+    "bank": {"mode": "bank"},
+}
+"""The base alone, and with a bank."""
+
+
 def bundles(
-    work: Path, base: Path, packs: list[Path], scheme: str | None, dtype: str = "float32"
+    work: Path,
+    base: Path,
+    packs: list[Path],
+    scheme: str | None,
+    dtype: str = "float32",
+    kinds: Iterable[str] = tuple(KINDS),
 ) -> dict[str, Path]:
-    """The base alone, and with a bank, as far as they are not there yet; their engine graphs are what is
-    measured.
-    """
-    slotless, bank = work / "slotless", work / "bank"
-    if not slotless.exists():
-        export(
-            base,
-            [],
-            slotless,
-            mode="folded",
-            task="text-generation",
-            in_place=True,
-            quantize=scheme,
-            dtype=dtype,
-        )
-    if not bank.exists():
-        export(base, packs, bank, mode="bank", in_place=True, quantize=scheme, dtype=dtype)
-    return {"slotless": slotless, "bank": bank}
+    """Bundles of these kinds, as far as they are not there yet; their engine graphs are what is measured."""
+    made = {kind: work / kind for kind in kinds}
+    for kind, folder in made.items():
+        if not folder.exists():
+            held = packs if kind == "bank" else []
+            export(base, held, folder, in_place=True, quantize=scheme, dtype=dtype, **KINDS[kind])
+    return made
 
 
 def random_packs(base: Path, work: Path, rank: int, count: int) -> list[Path]:

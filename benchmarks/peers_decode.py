@@ -30,6 +30,8 @@ from contestant_files import Files
 from contestants import COMPARED, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running, taking_part
 from decode import SIZES
 
+from adapterpack.runtime.providers.device import Device
+
 ADAPTERS = 12
 """That are loaded; up to eight of them run."""
 PROMPT = 64
@@ -43,10 +45,12 @@ Wave = Callable[[Sequence[Request]], list[Answer]]
 
 
 @contextmanager
-def engine(files: Files, precision: str) -> Iterator[tuple[Wave, list[str], Callable[[], int]]]:
+def engine(
+    files: Files, precision: str, device: Device
+) -> Iterator[tuple[Wave, list[str], Callable[[], int]]]:
     """Our engine without a server, and without guessing: answers to random tokens soon repeat themselves."""
     adapters = files.adapters("large", ADAPTERS)
-    options = {"max_rows": ROWS, "max_length": CONTEXT, "threads": THREADS, "lookup_tokens": 0}
+    options = {"max_rows": ROWS, "max_length": CONTEXT, "lookup_tokens": 0, "provider": device}
     with bare_engine.opened(files.bundle(precision), adapters, **options) as bare:
         yield (
             lambda wanted: bare.closed_loop(wanted, len(wanted), 0.0),
@@ -116,8 +120,13 @@ def measured(wave: Wave, names: list[str], args: argparse.Namespace) -> dict[str
 
 
 def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
+    device = Device(provider="cpu", threads=THREADS)
     every: list[tuple[str, str, Any]] = [
-        ("engine", precision, lambda precision=precision: engine(files, precision))
+        (
+            "engine",
+            precision,
+            lambda precision=precision: engine(files, precision, device),
+        )
         for precision in args.precision
         if not args.only or "engine" in args.only
     ]
