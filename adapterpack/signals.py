@@ -72,7 +72,8 @@ class Raising:
         """
         now = time.monotonic()
         if now - self._last >= _AGAIN:
-            self._last, self.ended = now, Ended(number)
+            self._last = now
+            self.ended = Ended(number)
             raise self.ended
 
 

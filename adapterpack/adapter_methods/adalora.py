@@ -205,7 +205,8 @@ def _to_pack(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, Arrays]
     zero = np.asarray(params["lora_E"])[..., 0] == 0
     r = max(1, int((~zero).sum(axis=-1).max()))
     kept = np.argsort(zero, axis=-1, kind="stable")[..., :r]  # nonzero values first, in their order
-    rows, columns = kept[..., :, None], kept[..., None, :]
+    rows = kept[..., :, None]
+    columns = kept[..., None, :]
     return replace(cfg, r=r, total_step=_total(cfg)), {
         "lora_A": np.take_along_axis(params["lora_A"], rows, axis=-2),
         "lora_B": np.take_along_axis(params["lora_B"], columns, axis=-1),

@@ -208,7 +208,8 @@ def _imply(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
     below a 16th of the r-th are dropped: they contribute less than 16^-5 to U, because the iteration
     multiplies them by the fifth power, and rounding errors would dominate.
     """
-    W, V = matrix.astype(np.float64), stored.T.astype(np.float64)
+    W = matrix.astype(np.float64)
+    V = stored.T.astype(np.float64)
     lost = 0.0
     if W.shape[0] < W.shape[1]:
         U = W @ V
@@ -401,7 +402,7 @@ def _in_parts(cfg: AdaMSS, params: Tensors, site: Site, factorise: Factorise) ->
             where=site.path,
             remedy="keep the pack as it is, or merge it",
         )
-    made: Arrays = {"adamss_newB": params["adamss_newB"]}
+    made = {"adamss_newB": params["adamss_newB"]}
     for k, at in enumerate(rows):
         own = A[mine[at[0]]]
         rank = min(len(at), len(own))

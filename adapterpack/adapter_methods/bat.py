@@ -47,7 +47,7 @@ def _shapes(cfg: Bat, site: Site) -> Shapes:
 
 
 def _normal_form(cfg: Bat, params: Params, site: Site) -> NormalForm:
-    M: Array = params["miss_block"]
+    M = params["miss_block"]
     weight: Array = site.weight
     xp = array_namespace(M, weight)
     count, r, _ = M.shape

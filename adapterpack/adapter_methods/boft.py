@@ -106,7 +106,8 @@ def _orders(layout: _Layout) -> np.ndarray:
     for factor in range(layout.factors):
         halves = inputs.reshape(-1, 2 ** (factor + 1), layout.size // 2)
         gathered.append(np.concatenate([halves[:, 0::2], halves[:, 1::2]], axis=1).reshape(-1))
-    orders, before = [], inputs
+    orders = []
+    before = inputs
     # Combines undoing one factor's permutation with applying the next one's into a single gather.
     for order in reversed(gathered):
         orders.append(before[np.argsort(order)])
@@ -120,7 +121,8 @@ def _constants(cfg: BOFT, site: Site) -> Arrays:
 
 
 def _normal_form(cfg: BOFT, params: Params, site: Site) -> NormalForm:
-    generators, scale = params["boft_R"], params["boft_s"][:, 0]
+    generators = params["boft_R"]
+    scale = params["boft_s"][:, 0]
     xp = array_namespace(generators)
     factors, blocks, size = _layout(cfg, site.in_features)
     flat = xp.reshape(generators, (factors * blocks, size, size))

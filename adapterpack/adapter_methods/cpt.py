@@ -107,7 +107,8 @@ def _normal_form(cfg: CPT, params: Params, site: Site) -> PromptForm:
     context = params[STORED]
     if cfg.baked:
         return PromptForm(embeds=context)
-    delta, radii = params[_DELTA], params["radii"]
+    delta = params[_DELTA]
+    radii = params["radii"]
     xp = array_namespace(delta)
     square = xp.sum(delta * delta, axis=1, keepdims=True)
     inside = square <= radii * radii

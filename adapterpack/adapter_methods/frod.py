@@ -132,7 +132,7 @@ def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> Shapes:
 
 
 def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: Random) -> Arrays:
-    made: Arrays = {}
+    made = {}
     draw = np.random.default_rng(cfg.projection_prng_key)
     for name, layers in sorted(_by_role(sites).items()):
         width = layers[0].in_features

@@ -90,7 +90,8 @@ def _steps(unit: Array) -> tuple[Array, Array]:
     xp = array_namespace(unit)
     width = unit.shape[0]
     count = unit.shape[1] // 2
-    first, second = unit[:, : 2 * count : 2], unit[:, 1::2]
+    first = unit[:, : 2 * count : 2]
+    second = unit[:, 1::2]
     apart = second - first
     turn = apart - xp.sum(apart * apart, axis=0, keepdims=True) * second
     up = xp.reshape(xp.stack([2 * first, -2 * apart], axis=2), (width, 2 * count))

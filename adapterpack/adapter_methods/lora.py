@@ -110,7 +110,8 @@ _START = frozenset({"start_A", "start_B"})
 
 def _shapes(cfg: LoRA, site: Site) -> Shapes:
     shares = site.stack if site.kind in LAYOUTS and LAYOUTS[site.kind].spanning else 1
-    A, B = (cfg.r, site.in_features), (site.out_features, cfg.r // shares)
+    A = (cfg.r, site.in_features)
+    B = (site.out_features, cfg.r // shares)
     return {"lora_A": A, "lora_B": B, **({"start_A": A, "start_B": B} if INITS[cfg.init].cancels else {})}
 
 

@@ -86,7 +86,8 @@ def _expanded_size(cfg: MoRA, site: Site) -> int:
 
 def _normal_form(cfg: MoRA, params: Params, site: Site) -> NormalForm:
     M = params["mora_M"]
-    n, out = M.shape[0], site.out_features
+    n = M.shape[0]
+    out = site.out_features
     wide = -(-site.in_features // n) * n
     # Repeats the input until n divides its length.
     blocks = Repeat(site.in_features, wide, M)

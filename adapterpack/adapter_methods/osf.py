@@ -105,7 +105,8 @@ def _normal_form(cfg: OSF, params: Params, site: Site) -> NormalForm:
     U = _apart(params["osf_U"], params["U_high"])
     V = _apart(params["osf_V"].T, params["V_high"].T).T
     xp = array_namespace(U, V)
-    scaled, start = U * params["osf_S"], params["U_0"] * params["S_0"]
+    scaled = U * params["osf_S"]
+    start = params["U_0"] * params["S_0"]
     # (U S) V - (U_0 S_0) V_0 as two differences, which are exactly zero at the start, without rounding errors
     return NormalForm(
         down=Dense(xp.concat([V, V - params["V_0"]], axis=0)),

@@ -111,7 +111,8 @@ def _constants(cfg: PSOFT, site: Site) -> Arrays:
     U, S, V = _principal(cfg, site, r)
     # Fixes the arbitrary signs: each left vector has a positive product with one fixed random direction.
     along = np.where(np.random.default_rng(0).standard_normal(len(U)) @ U < 0, np.float32(-1), np.float32(1))
-    U, V = U * along, along[:, None] * V
+    U = U * along
+    V = along[:, None] * V
     inner = np.sqrt(S[:r, None]) if cfg.ab_svd_init == "pissa_init" else np.ones((r, 1), np.float32)
     index, sign = triangle(r)
     turning = {"triangle": index, "sign": sign} if cfg.orth else {}

@@ -139,7 +139,8 @@ def _constants(cfg: TinyLoRA, site: Site) -> Arrays:
 
 
 def _normal_form(cfg: TinyLoRA, params: Params, site: Site) -> NormalForm:
-    v, P = params[_vector(cfg)], params["tinylora_P"]
+    v = params[_vector(cfg)]
+    P = params["tinylora_P"]
     xp = array_namespace(v)
     R = xp.reshape(v @ xp.reshape(P, (P.shape[0], -1)), P.shape[1:])
     return NormalForm(down=Chain(Dense(params["tinylora_A"]), Dense(R)), up=Dense(params["tinylora_B"]))
@@ -161,7 +162,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
         "tinylora_P" not in params for params in content.sites.values()
     ):
         return content
-    indices: dict[str, int] = {}
+    indices = {}
     for path, params in content.sites.items():
         P = params.get("tinylora_P")
         if P is None or P.ndim != 3:

@@ -96,7 +96,8 @@ def _constants(cfg: TrainableTokens, site: Site) -> Arrays:
 
 def _change(params: Params, site: Site) -> Array:
     """Returns the difference between the new and the old chosen rows: ``[k, width]``."""
-    rows, weight = params["trainable_tokens_delta"], site.weight
+    rows = params["trainable_tokens_delta"]
+    weight = site.weight
     xp = array_namespace(rows)
     return rows - xp.astype(xp.take(weight, params["ids"], axis=0), rows.dtype)
 

@@ -120,7 +120,8 @@ def _constants(cfg: UniLoRA, site: Site) -> Arrays:
         (0, _places(cfg, site)) if cfg.start is None or cfg.total is None else (cfg.start, cfg.total)
     )
     indices, norms = _deal_indices(total, cfg.theta_d_length, cfg.proj_seed)
-    middle, end = start + cfg.r * site.in_features, start + _places(cfg, site)
+    middle = start + cfg.r * site.in_features
+    end = start + _places(cfg, site)
     if end > total:
         raise Unsupported(
             "the indices lie outside the weight",
@@ -203,7 +204,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     total = sum(map(len, parts.values()))
     indices = _deal_indices(total, cfg.theta_d_length, cfg.proj_seed)[0]
     start = 0
-    starts: dict[str, int] = {}
+    starts = {}
     # Sites follow each other in the shuffled indices, so each start identifies the next site by its first
     # indices.
     while start < total:
@@ -233,7 +234,7 @@ def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
                 remedy="save it again with PEFT after setting save_indices=True in its config",
             )
     targets = set(content.config.targets)
-    starts = dict[str, int]()
+    starts = {}
     start = 0
     for path in base.modules():
         if not targets.isdisjoint(ends(path)):

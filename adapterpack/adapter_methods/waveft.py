@@ -99,7 +99,8 @@ def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.n
     sizes = np.array([[-(-(width + taps - 2) // 2) * 2] for width in (rows, columns)])
     at = places(seed, rows, columns, count) + (sizes - [[rows], [columns]]) // 2
     half = sizes // 2
-    fine, rest = at // half, at % half
+    fine = at // half
+    rest = at % half
     turned: np.ndarray = rest + half * fine[::-1]
     return turned
 

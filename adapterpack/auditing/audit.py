@@ -102,7 +102,7 @@ def audit(
     costs = {path: _bytes(parts, checkpoint) for path, parts in union.items()}
     done = 0
     total = max(1, sum(costs.values()))
-    sites: list[AuditedSite] = []
+    sites = []
     skipped: list[Skipped] = []
     for path, parts in union.items():
         site = _site(path, parts, factors, checkpoint, sorted(set(ranks)), codes, exact, skipped)
@@ -173,7 +173,7 @@ def _site(
     skipped: list[Skipped],
 ) -> AuditedSite | None:
     changes: list[FactoredChange | None] = []
-    first: tuple[str, Site] | None = None
+    first = None
     weight_name = None
     for part in parts:
         changes.append(None)

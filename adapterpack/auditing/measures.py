@@ -189,7 +189,8 @@ def _angles(decompositions: Sequence[Spectrum]) -> tuple[np.ndarray, np.ndarray]
     Q_j|_F^2``.
     """
     count = len(decompositions)
-    shared, angles = np.zeros((2, count, count)), np.zeros((count, count))
+    shared = np.zeros((2, count, count))
+    angles = np.zeros((count, count))
     sides = [
         [svd.U.astype(np.float64) for svd in decompositions],
         [svd.V.astype(np.float64) for svd in decompositions],

@@ -110,7 +110,8 @@ def scan(terms: Terms, rows: np.ndarray) -> Entries:
         D = np.stack([change.rows(block).ravel().astype(np.float64) for change in changes]) * signs[:, None]
         absolute = np.abs(D)
         large = (absolute >= least) & (absolute > 0)
-        up, down = (large & (D > 0)).sum(axis=0), (large & (D < 0)).sum(axis=0)
+        up = (large & (D > 0)).sum(axis=0)
+        down = (large & (D < 0)).sum(axis=0)
         total += Entries(
             float(D.shape[1]),
             float(np.count_nonzero((D.max(axis=0) > 0) & (D.min(axis=0) < 0))),

@@ -43,7 +43,8 @@ def chat_template_of(base: Checkpoint) -> str | None:
 
 def chat_template_in(folder: Path) -> str | None:
     """Returns the chat template in a folder, which may be a bundle's; like :func:`chat_template_of`."""
-    file, config = folder / TEMPLATE, folder / "tokenizer_config.json"
+    file = folder / TEMPLATE
+    config = folder / "tokenizer_config.json"
     if file.is_file():
         with open_inside(file) as template_file:
             return (

@@ -236,7 +236,8 @@ class Checkpoint:
         """Calls ``watch`` for every block that is hashed inside the block; an exception from it ends the
         hashing.
         """
-        before, self._watch = self._watch, watch
+        before = self._watch
+        self._watch = watch
         try:
             yield
         finally:

@@ -88,7 +88,7 @@ def renamings_of(config: Config, architecture: str | None) -> tuple[Renaming, ..
     if model is None:
         return ()
     prefix, parts = model
-    steps: list[Renaming] = []
+    steps = []
     for scope, known, key in parts:
         inner = config.get(key) if key else None
         kind = inner.get("model_type") if isinstance(inner, Mapping) else None

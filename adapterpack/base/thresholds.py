@@ -44,8 +44,8 @@ def thresholds_of(config: Config) -> Thresholds:
         >>> found.known[0].field, found.known[0].length, found.unjudged
         ('text_config.sliding_window', 40, ('hash_window',))
     """
-    known = list[Threshold]()
-    unjudged = list[str]()
+    known = []
+    unjudged = []
     for prefix, part in _parts(config, ""):
         lengths = (*_of_fields(part), *_of_rotations(part))
         known += [Threshold(prefix + field, length, field in ENDS) for field, length in lengths]
@@ -370,9 +370,9 @@ def rows_past(config: Config, weights: int, layers: int, kept: int, context: int
         >>> rows_past({"sliding_window": 40}, 10_000, 2, 2, 256).whole
         (40, 56)
     """
-    whole = set[int]()
-    few = set[int]()
-    left_out = dict[str, str]()
+    whole = set()
+    few = set()
+    left_out = {}
     for threshold in thresholds_of(config).known:
         longest = threshold.length + (0 if threshold.ends else max(_BEYOND, threshold.length // 4))
         longest = longest if context is None else min(longest, context)

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 import adapterpack
 
 from ..hub import folder_of
-from ..io import Json, output_file, scratch_folder
+from ..io import output_file, scratch_folder
 from ..report.page import PAGE
 from .logs import QUIET, VERBOSE
 
@@ -124,16 +124,16 @@ def html_option(about: str) -> Callable[[_Function], _Function]:
 
 
 @contextmanager
-def open_page(html: str | None) -> Iterator[Path | None]:
-    """Yields the path to write the page of ``--html`` to, None without the option. A path that cannot be used
-    fails before the block, at no cost. The page gets its name when the block succeeds; it replaces an earlier
-    page of adapterpack, and any other file is an error.
+def open_page(html: str | None) -> Iterator[Callable[..., object]]:
+    """Yields a function that writes the page of ``--html`` by a report and what it takes; without the option
+    it does nothing. A path that cannot be used fails before the block, at no cost. The page gets its name
+    when the block succeeds; it replaces an earlier page of adapterpack, and any other file is an error.
     """
     if html is None:
-        yield None
+        yield lambda report, *found: None
         return
     with output_file(html, renews=PAGE) as page:
-        yield page
+        yield lambda report, *found: page.write_text(report(*found), "utf-8")
 
 
 structural_option = flag(
@@ -263,7 +263,7 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     """Parses ``key=value`` texts to a mapping; values are YAML, as in a training configuration."""
     from ..io.plain_yaml import loads  # noqa: PLC0415 - the listing of commands must not pay for it
 
-    values_by_key: Json = {}
+    values_by_key = {}
     for text in values:
         key, equals, value = text.partition("=")
         if not equals:

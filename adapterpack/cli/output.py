@@ -33,6 +33,13 @@ def print_json(value: Mapping[str, Any], compact: bool = False, html: str | None
         click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
 
 
+def print_report(value: Mapping[str, Any], compact: bool = False, html: str | None = None) -> None:
+    """Prints what a command found as one JSON object, which says first which command it was."""
+    ctx = click.get_current_context()
+    command = ctx.command_path.removeprefix(f"{ctx.find_root().command_path} ")
+    print_json({"command": command, **value}, compact, html)
+
+
 def shorten_digests(value: Any) -> Any:
     """Shortens every digest to 12 digits, which are enough for people to tell digests apart.
 

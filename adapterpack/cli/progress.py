@@ -90,7 +90,7 @@ def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
 
 def _tell_bytes(label: str) -> Progress:
     shown = started = time.monotonic()
-    first: int | None = None
+    first = None
 
     def show(done: int, total: int) -> None:
         nonlocal shown, first
@@ -169,7 +169,7 @@ class _Speed:
 
 def _tell_rows(label: str, total: int | None) -> Callable[[int, int, int], None]:
     shown = started = time.monotonic()
-    first: int | None = None
+    first = None
     speed = _Speed()
 
     def show(rows: int, tokens: int, done: int) -> None:

@@ -200,7 +200,8 @@ def exact_factors(adapter: Adapter, params: Params, site: Site) -> FactoredChang
     form = adapter.method.normal_form(adapter.config, params, site)
     if form.is_branch and form.down is not None and form.up is not None:
         up, factor = form.up if isinstance(form.up, Dense) else Dense(form.up.dense())
-        A, B = np.asarray(form.down.dense()), np.asarray(up)
+        A = np.asarray(form.down.dense())
+        B = np.asarray(up)
         low = adapter.method.traits.low_rank or 2 * len(A) <= min(len(B), A.shape[1])
         return FactoredChange(A, B, factor) if low else None
     if isinstance(form.down, Kronecker) and form == NormalForm(down=form.down):

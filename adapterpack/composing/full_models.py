@@ -147,7 +147,7 @@ def merge_models(
             blocks = _merge_rows(rule, arguments, names, others, base, values, info.name)
         else:
             blocks = ((rows, own.raw(rows)) for rows in row_blocks(*own.shape, _BLOCK))
-        kind, at = DTYPES[info.dtype], info.offset
+        kind = DTYPES[info.dtype]
         with open_descriptor(folder / shard, os.O_WRONLY) as sink:
             for rows, merged in blocks:
                 with np.errstate(over="ignore"):
@@ -158,7 +158,7 @@ def merge_models(
                         where=info.name,
                         remedy="see which of the models holds it, or choose a wider dtype",
                     )
-                write_all(sink, rounded, at + rows.start * own.shape[1] * kind.itemsize)
+                write_all(sink, rounded, info.offset + rows.start * own.shape[1] * kind.itemsize)
                 ticker.add(rounded.nbytes)
         return merges
 

@@ -121,7 +121,7 @@ def _join(path: str, parts: Sequence[Arrays | None], sizes: Sequence[int], names
                 where=f"{path} in '{name}'",
                 remedy="pick one: --whole pick:NAME (whole='pick:NAME')",
             )
-    joined: Arrays = {}
+    joined = {}
     for key in present[0]:
         values = [part[key] for part in present]
         if all(

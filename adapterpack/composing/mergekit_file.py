@@ -371,7 +371,7 @@ def read(path: Path) -> MergekitFile:
 
 def _entries(file: Settings, path: Path) -> tuple[list[Model], list[Settings], int | None]:
     """Returns the models, the settings of a slice or module around them, and how many layers a slice has."""
-    local = list[Settings]()
+    local = []
     inner = file
     if "modules" in file:
         modules = _mapping(file["modules"], path)

@@ -257,7 +257,7 @@ def _group(
     sized = Sized(m, n, ranks, k)
     flops = path.flops(sized)
     peak = path.bytes(sized)
-    notes = list[str]()
+    notes = []
     exact = True
     if not within:
         loses = rule.needs == "D" or (

@@ -118,7 +118,8 @@ def _joint_site(
     measured: Sequence[np.ndarray | None],
 ) -> JointSite:
     present = [(pack, adapter) for pack, adapter in zip(packs, adapters, strict=True) if adapter is not None]
-    first, site = present[0][0], present[0][1].site
+    first = present[0][0]
+    site = present[0][1].site
     for pack, adapter in present:
         if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
             raise Unsupported(

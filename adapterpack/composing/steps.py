@@ -308,7 +308,7 @@ def combine_within_method(work: CompositionWork, name: str) -> Pack | None:
         return None
     combine = method.overrides["linear_combination"]
     adapters: dict[Site, tuple[Any, Tensors]] = {}
-    weights: dict[str, str | None] = {}
+    weights = {}
     changed = False
     for path, present in adapters_by_path(work.ordered).items():
         coefficients = work.rule.coefficients(work.values_at(path).weights, **work.arguments)
@@ -409,7 +409,7 @@ def _share_budget(
         [sum(joint.shape) for joint in work.sites],
         work.request.rank,
     )
-    results: list[tuple[Factors | None, Loss]] = []
+    results = []
     for decomposition, rank in zip(decompositions, ranks, strict=True):
         factors, inside = decomposition.spectrum.cut(rank)
         loss = Loss(inside.tail + decomposition.left_out, decomposition.total)

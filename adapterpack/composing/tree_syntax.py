@@ -139,8 +139,8 @@ class _Reader:
 
     def _node(self, name: str, depth: int) -> Tree:
         kind = get_kind(name, "")
-        children: list[tuple[float | None, Tree]] = []
-        settings: dict[str, Any] = {}
+        children = []
+        settings = {}
         self.take("(")
         while True:
             if self.token.what == "name" and self.ahead("="):

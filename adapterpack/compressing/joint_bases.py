@@ -72,8 +72,7 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
     columns = np.concatenate(parts, axis=1)
     m, count = columns.shape
     if count <= rank:
-        exact: np.ndarray = np.linalg.qr(np.concatenate([columns, np.eye(m, rank)], axis=1))[0][:, :rank]
-        return exact
+        return np.linalg.qr(np.concatenate([columns, np.eye(m, rank)], axis=1))[0][:, :rank]
     room = min(m, rank + SPARE)
     if near is None and room < m:
         found = columns @ (uniform(0, "joint bases", slice(0, count), room) - 0.5)
@@ -84,10 +83,8 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
         best: np.ndarray = near @ vectors[:, ::-1][:, :rank]
         return best
     if near is not None and room < m:
-        closer: np.ndarray = np.linalg.qr(columns @ (columns.T @ near))[0]
-        return closer
-    whole: np.ndarray = np.linalg.eigh(columns @ columns.T)[1][:, ::-1][:, :rank]
-    return whole
+        return np.linalg.qr(columns @ (columns.T @ near))[0]
+    return np.linalg.eigh(columns @ columns.T)[1][:, ::-1][:, :rank]
 
 
 def group(similarity: np.ndarray, count: int) -> np.ndarray:

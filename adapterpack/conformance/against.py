@@ -273,7 +273,8 @@ def judge(rows: Sequence[Row], faults: Iterable[Fault], where: str) -> Conclusio
     findings = (ROUNDED.at(where, f"{off}, {_FURTHER}"),) if rounds > _HALF * size else ()
     exact = bool(errors) and rounds < _EXACT * size
     shown, effect = _changes(rows, [row.pack for row in rows], exact)
-    strength, least = _rms(effect), _rms(shown - effect)
+    strength = _rms(effect)
+    least = _rms(shown - effect)
     told = max((_OFF_EXACTLY if exact else _OFF) * strength, _AMPLIFIED * rounds)
     moved = _rms(_changes(rows, [row.pack for row in rows], True)[0]) if errors else _rms(shown)
     base = off if errors else "it was asked with the adapter only"

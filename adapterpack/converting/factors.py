@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Arrays, LoRA, Site, Tensors, complete, method_of
+from ..adapter_methods import LoRA, Site, Tensors, complete, method_of
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io import FLOATS, all_finite, dtype_name
 from ..manifest import MethodSites
@@ -123,7 +123,7 @@ def lora_pack(
         FormatError: factors do not fit each other, or are not floats.
         NonFinite: NaN or infinity.
     """
-    adapters: dict[Site, tuple[LoRA, Arrays]] = {}
+    adapters = {}
     for path in sorted(sites):
         value = sites[path]
         place = f"{source.path}, {path}"

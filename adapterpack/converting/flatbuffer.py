@@ -92,7 +92,7 @@ def read_parameters(path: Path) -> Arrays:
             "another version of the .onnx_adapter format", where=path, expected=VERSION, found=version
         )
     start, count = data.vector(data.field(root, 3), 4, _MAX_PARAMETERS, "parameters")
-    parameters: Arrays = {}
+    parameters = {}
     total = 0
     for entry in range(start, start + 4 * count, 4):
         name, value = _parameter(data, entry + data.number(entry, "I"))

@@ -37,7 +37,7 @@ def check_hub() -> CheckResult:
                 ),
             ),
         )
-    said: list[str | CheckProblem] = []
+    said = []
     # name resolution has no timeout, so it runs in a thread that can be abandoned
     asking = Thread(target=lambda: said.append(_answer(address)), daemon=True)
     started = monotonic()

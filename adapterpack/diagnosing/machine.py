@@ -117,7 +117,8 @@ _AGAIN = "install adapterpack again where there is a C compiler; merges and rows
 
 def check_kernels() -> CheckResult:
     """Reports whether the compiled kernels are in use."""
-    facts, problems = {}, []
+    facts = {}
+    problems = []
     for module in build.MODULES:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

@@ -93,7 +93,7 @@ def evaluate(
 
     folder = bundle_for(bundle, packs, progress=progress, accept=check)
     session = Session(folder, provider)
-    loaded = list[str]()
+    loaded = []
     if folder == folder_of(bundle):
         loaded = [session.load(pack) for pack in packs]
     else:

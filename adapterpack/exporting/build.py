@@ -58,7 +58,7 @@ def build_bundle(job: ExportJob) -> Bundle:
         SiteNotFound, Unsupported: no graph has what a pack changes.
     """
     say = job.request.progress or (lambda text: None)
-    failed: dict[str, Exception] = {}
+    failed = {}
     with _open_source(job, say) as (opened, source):
         candidates = _candidates(job.request.frontend, source)
         if source.file is None:
@@ -271,7 +271,7 @@ def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
 @contextlib.contextmanager
 def _collect_warnings() -> Iterator[list[str]]:
     """Collects the warnings that libraries log in the block, and keeps Python from printing them."""
-    heard: list[str] = []
+    heard = []
 
     def hear(record: logging.LogRecord) -> None:
         heard.append(" ".join(record.getMessage().split())[:_LONGEST])

@@ -109,7 +109,8 @@ def retarget(request: ExportRequest) -> Bundle:
         FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
         Unsupported: the target cannot run the bundle.
     """
-    source, target = request.base, TARGETS[request.target]
+    source = request.base
+    target = TARGETS[request.target]
     require_split(target, request.split)
     if target.name == ORDINARY:
         raise ConfigError(

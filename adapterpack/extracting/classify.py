@@ -48,10 +48,10 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
     Raises:
         SiteNotFound: no layer matches ``modules``.
     """
-    matrices: list[NamedMatrix] = []
-    whole: dict[str, str | None] = {}
-    used: set[str] = set()
-    named: set[str] = set()
+    matrices = []
+    whole = {}
+    used = set()
+    named = set()
     for name, info in tuned.tensors.items():
         base_name = base.tensor_name(name)
         if base_name is not None:

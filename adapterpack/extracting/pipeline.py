@@ -260,7 +260,8 @@ def _modules(new: Checkpoint, kept: dict[str, str | None]) -> dict[str, Arrays]:
 
 
 def _site(new: Checkpoint, change: SiteChange) -> Site:
-    shape, matrix = new.tensors[change.matrix.name].shape, change.matrix
+    shape = new.tensors[change.matrix.name].shape
+    matrix = change.matrix
     rows, columns = reversed(shape) if LAYOUTS[matrix.kind].turned else shape
     return Site(matrix.path, columns, rows, matrix.kind, bias=f"{matrix.path}.bias" in new.tensors)
 

@@ -40,7 +40,8 @@ class _MemberTensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, pack: Pack, shared: Mapping[str, SharedFactors]) -> None:
-        self._entries, self._shared = pack.manifest.tensors, shared
+        self._entries = pack.manifest.tensors
+        self._shared = shared
         self._held = {
             name: pack.tensors[name] for name, entry in self._entries.items() if entry.group not in shared
         }
@@ -166,7 +167,8 @@ class Fleet:
         number, member = self.member(name)
         if member.cluster is None:
             return {}
-        place, c = self.manifest.places[number], member.cluster
+        place = self.manifest.places[number]
+        c = member.cluster
         return {
             self.manifest.sites[s].path: SharedFactors(
                 f"{self.manifest.id}.{s}.{c}",

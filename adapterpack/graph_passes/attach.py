@@ -102,7 +102,7 @@ def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
         Unsupported: the graph is not as required.
     """
     emitter = Emitter(model, positions=_positions(model, plan))
-    slots: dict[str, dict[str, ir.Value]] = {}
+    slots = {}
     for number, site in enumerate(plan.sites.values()):
         values = {}
         for field in site.fields:
@@ -188,7 +188,7 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
         pad_slots(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values)
     )
     filled = stack_slots([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
-    slots: dict[str, dict[str, ir.Value]] = {}
+    slots = {}
     for site in plan.sites.values():
         values = {}
         for field in site.fields:
@@ -315,7 +315,7 @@ def with_ranks(sites: SiteMap, ranks: Mapping[str, int], least: int) -> dict[str
 
 def base_head(model: ir.Model, sites: SiteMap) -> Values:
     """Returns the graph's own weights of the modules that the packs replace, as slot values."""
-    values: Values = {}
+    values = {}
     for path, site in sites.items():
         if site.role == "full":
             weight = model.graph.initializers[site.weight].const_value.numpy()

@@ -107,7 +107,7 @@ def added_to_scores(softmax: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
     which scores are kept.
     """
     added = list[ir.Value]()
-    kept = list[ir.Value]()
+    kept = []
     node = scores_and_sinks(softmax)[0].producer()
     while node is not None and node.op_type in {"Add", "Where", "Max", "Reshape"}:
         if node.op_type == "Reshape":

@@ -98,7 +98,7 @@ def split_fused_norms(model: ir.Model, scope: Scope) -> Scope:
     Requires: nothing; a norm that also adds a bias stays fused.
     Ensures: values keep their names and numbers.
     """
-    path_by_node: dict[ir.Node, str | None] = {}
+    path_by_node = {}
     # a fifth input would be a bias inside the sum
     for node in [node for node in model.graph if node.op_type in _FUSED and len(node.inputs) <= 4]:
         residual, added, *affine = node.inputs

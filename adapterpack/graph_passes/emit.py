@@ -123,12 +123,14 @@ class Emitter:
         self._newest[old] = new
         # the new value may have another last axis: a head may have another width
         if new.shape is None and old.shape is not None:
-            new.shape, new.type = ir.Shape([*list(old.shape)[:-1], None]), old.type
+            new.shape = ir.Shape([*list(old.shape)[:-1], None])
+            new.type = old.type
         for node, index in old.uses():
             if not (node.name or "").startswith(ADDED):
                 node.replace_input_with(index, new)
         if old.is_graph_output():
-            new.shape, new.type = new.shape or old.shape, old.type
+            new.shape = new.shape or old.shape
+            new.type = old.type
             take_output(self.graph, old, new, "/base")
 
 
@@ -274,7 +276,8 @@ class _SiteNodes:
         if same not in emitter.blocks:
             adapters = next(iter(self.slots.values()))
             emitter.blocks[same] = blocks_of(op, product, emitter.ids, adapters)
-        blocks, result = emitter.blocks[same], y
+        blocks = emitter.blocks[same]
+        result = y
         by_pair = op("Reshape", product.x, self._constant("by_pair", [-1, site.in_features]))
         x = op("Gather", by_pair, blocks.pairs, axis=0)
         for names in (("down", "up"), ("delta",)):
@@ -531,7 +534,8 @@ def give_zeros(model: ir.Model, names: Collection[str]) -> None:
     for place, whole in enumerate(graph.inputs):
         if whole.name not in names or whole.name in graph.initializers:
             continue
-        name, ids = whole.name, inputs_of(graph)["input_ids"]
+        name = whole.name
+        ids = inputs_of(graph)["input_ids"]
         given = _optional(name, np.zeros((1, 1), whole.dtype.numpy()), [f"{name}_batch", f"{name}_sequence"])
         graph.inputs[place] = given
         whole.name = f"{name}/whole"

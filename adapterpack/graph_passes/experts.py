@@ -160,7 +160,8 @@ def _cuts_a_stack(node: ir.Node) -> bool:
 
 def _unstack(graph: ir.Graph, node: ir.Node) -> None:
     stack = node.inputs[0]
-    tensor, extents = stack.const_value, tuple(stack.shape.numpy())[1:]
+    tensor = stack.const_value
+    extents = tuple(stack.shape.numpy())[1:]
     for number, output in enumerate(node.outputs):
         at = tensor.nbytes // len(node.outputs) * number
         value = add_initializer(graph, part_of(tensor, f"{stack.name}/{number}", extents, at=at))

@@ -33,7 +33,8 @@ def pack_siblings(model: ir.Model, every: SiteMap, plan: AttachPlan, share: bool
     Ensures: the graph computes the same, each output keeps its name, and a packed weight is the siblings'
     weights side by side.
     """
-    sites, placed = dict(plan.sites), dict(every)
+    sites = dict(plan.sites)
+    placed = dict(every)
     nodes = {node.name: node for node in model.graph}
     for siblings in _groups(nodes, every, plan.sites):
         # layers.0.attn.q_proj+k_proj
@@ -128,7 +129,7 @@ def _share(sites: SiteMap, path: str, members: Sequence[str], product: str) -> d
         entry=None,
         ranks={},
     )
-    sites_with_group: dict[str, MappedSite] = {}
+    sites_with_group = {}
     for name, site in sites.items():
         # before its members: a member's branch reads what the group's site computes
         if name == members[0]:

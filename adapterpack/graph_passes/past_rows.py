@@ -30,7 +30,8 @@ class PastRows:
         zero = self._number(0)
         one = self._number(1)
         self._heads = self._number([1])
-        start, stop = self._number([0]), self._number([np.iinfo(np.int64).max])
+        start = self._number([0])
+        stop = self._number([np.iinfo(np.int64).max])
         longest, last = (
             add("Cast", f"{value.name}/whole", value, to=ir.DataType.INT64) for value in (total, lengths)
         )
@@ -78,14 +79,16 @@ class PastRows:
         uses = self.reads(cache)
         if not uses:
             return
-        shape, graph = cache.shape, self._model.graph
+        shape = cache.shape
+        graph = self._model.graph
         axis = len(shape) - 2
         if flat := axis == 1:
             cache.shape = ir.Shape([shape[0], 1, *shape[1:]])
         heads = self._number([1, cache.shape[1], 1, 1])
         past = add("GatherND", name, cache, add("Expand", f"{name}/index", self._read, heads), batch_dims=2)
         past = add("Squeeze", f"{name}/flat", past, self._heads) if flat else past
-        past.shape, past.type = shape, cache.type
+        past.shape = shape
+        past.type = cache.type
         for node, place in uses:
             node.replace_input_with(place, past)
         output = PRESENT + name.removeprefix(PAST)

@@ -349,7 +349,7 @@ class PositionInputs:
     def _has_weights(self, value: ir.Value) -> bool:
         """Whether a product with weights goes into a value."""
         todo = [value]
-        reached = set[ir.Value]()
+        reached = set()
         while todo:
             one = todo.pop()
             if one is None or one in reached or (node := one.producer()) is None:
@@ -365,7 +365,7 @@ class PositionInputs:
         graphs count the tokens that are not padding; rows of the engine have no padding.
         """
         todo = [value]
-        reached = set[ir.Value]()
+        reached = set()
         counts = False
         while todo:
             one = todo.pop()

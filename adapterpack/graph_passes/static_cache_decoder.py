@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -413,7 +413,8 @@ def _take_rows_as_inputs(model: ir.Model, sites: SiteMap) -> None:
     slots = {(path, field) for path, site in sites.items() for field in site.fields}
     for value in [value for value in graph.inputs if split_slot(value.name) in slots]:
         path, field = split_slot(value.name)
-        site, dtype = sites[path], value.dtype
+        site = sites[path]
+        dtype = value.dtype
         shape = extents(field, site, f"{{}}_{numbers[path]}".format)
         # only a graph for one adapter a run turns a slot itself
         picks = "Transpose" if len(value.shape) == len(shape) else "Gather"
@@ -421,10 +422,8 @@ def _take_rows_as_inputs(model: ir.Model, sites: SiteMap) -> None:
         del graph.initializers[value.name]
         value.const_value = None
         value.name = f"{path}.{field}"
-        value.shape, value.type = (
-            ir.Shape(["adapters" if is_looked_up(field, site) else "adapter_rows", *shape]),
-            ir.TensorType(dtype),
-        )
+        value.shape = ir.Shape(["adapters" if is_looked_up(field, site) else "adapter_rows", *shape])
+        value.type = ir.TensorType(dtype)
         for node, _ in value.uses():
             # the input now has the rows that this Gather would have picked, or the layout of a slot
             if node.op_type == picks and (picks == "Transpose" or node.inputs[1].name == ADAPTER_IDS):
@@ -561,12 +560,13 @@ def _join_values(model: ir.Model) -> None:
             continue
         add = NewNodes(softmax.name)
         start = 0
-        ended = set[Any]()
+        ended = set()
         joined = add("Concat", "values", *(product.inputs[1] for product in products), axis=-1)
         whole = add("MatMul", "product", weights, joined)
         wide = sum(shape[-1] for shape in shapes)
         for value, shape in ((joined, shapes[0]), (whole, products[0].outputs[0].shape)):
-            value.shape, value.type = ir.Shape([*list(shape)[:-1], wide]), products[0].outputs[0].type
+            value.shape = ir.Shape([*list(shape)[:-1], wide])
+            value.type = products[0].outputs[0].type
         for number, (product, shape) in enumerate(zip(products, shapes, strict=True)):
             ends = [np.array([end]) for end in (start, start + shape[-1], -1)]
             cut = [constant(model, f"{softmax.name}/{number}/{place}", end) for place, end in enumerate(ends)]
@@ -627,8 +627,8 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
 def _layer_behind(value: ir.Value, layers: Mapping[str, int]) -> int | None:
     """Returns the layer from whose cache alone a value is computed, or None."""
     todo = [value]
-    reached = set[ir.Value]()
-    found = set[int]()
+    reached = set()
+    found = set()
     while todo:
         one = todo.pop()
         if one.name in layers:
@@ -740,7 +740,7 @@ def _replace(
     width = -(-max(widths) // _MULTIPLE) * _MULTIPLE
     for cache in caches:
         cache.shape = ir.Shape([cache.shape[0], key_heads, cache.shape[2], width])
-    flat = list[ir.Value]()
+    flat = []
     for name, value, heads, own in (
         ("queries", attention.queries, attention.heads, widths[0]),
         ("keys", attention.keys, key_heads, widths[0]),

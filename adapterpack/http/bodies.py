@@ -116,7 +116,8 @@ async def body_of(request: Request, max_bytes: int, seconds: float | None = None
         raise bad_request("Content-Length is a number of bytes")
     if int(length) > max_bytes:
         raise _too_large(max_bytes)
-    parts, size = [], 0
+    parts = []
+    size = 0
     async for chunk in chunks_of(request, seconds):
         size += len(chunk)
         if size > max_bytes:
@@ -151,7 +152,7 @@ def fields_of(data: bytes, content_type: str) -> dict[str, bytes]:
     first, *parts = (b"\r\n" + data).split(mark, _MOST_FIELDS + 2)
     if not parts or first or not parts[-1].startswith(b"--"):
         raise bad_request("The form is not complete, or has too many fields")
-    fields: dict[str, bytes] = {}
+    fields = {}
     for part in parts[:-1]:
         headers, _, content = part.partition(b"\r\n\r\n")
         named = BytesHeaderParser().parsebytes(headers[:_MOST_HEADERS].lstrip())

@@ -30,7 +30,9 @@ class ReloadingFile(Generic[T]):
     """
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        self._what, self._paths, self._read = what, tuple(paths), read
+        self._what = what
+        self._paths = tuple(paths)
+        self._read = read
         self._state = self._file_states()
         self.latest = read()
         """The value as of the last check."""

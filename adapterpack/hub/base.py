@@ -43,7 +43,9 @@ class RemoteBase(Checkpoint):
     has_weights = False
 
     def __init__(self, remote: Remote, listed: dict[str, ListedFile], scratch: Path) -> None:
-        self.remote, self.listed, self.unread = remote, listed, list[str]()
+        self.remote = remote
+        self.listed = listed
+        self.unread = list[str]()
         for name, limit in (
             (INDEX, _MAX_INDEX),
             ("config.json", _MAX_SMALL),

@@ -72,7 +72,7 @@ def push_to_registry(
     described = _describe(config, "application/vnd.cncf.model.config.v1+json")
     made = _manifest(ARTIFACT, described, layers)
     upload = _Upload(RegistryClient(reference), dry_run)
-    sent = list[str]()
+    sent = []
     done = 0
     total = sum(file.size for file in files.values())
     with hub_errors(reference):

@@ -147,7 +147,8 @@ def _check(context: RemoteContext, pack: Pack, file: HeaderFile, small_files: Ma
 
 
 def _pack(context: RemoteContext) -> Report:
-    manifest, artifact = context.artifact.manifest, context.artifact
+    manifest = context.artifact.manifest
+    artifact = context.artifact
     require_known(manifest, f"{context.remote}, {artifact.manifest_name}")
     if refused := [*remote_code(_json(artifact), artifact.manifest_name)] or [*composition(manifest)]:
         return Report("pack", "", manifest.id, tuple(refused))
@@ -191,7 +192,8 @@ def _peft(context: RemoteContext) -> Report:
 
 
 def _bundle(context: RemoteContext) -> Report:
-    bundle, verdict = context.artifact.manifest, None
+    bundle = context.artifact.manifest
+    verdict = None
     findings = [*_check_bundle(context)]
     unread = _fetch_texts(context)
     if not unread:

@@ -101,7 +101,8 @@ def _exchange(new: Path, target: Path, spare: Path) -> None:
         raise
 
 
-_HERE, _EXCHANGE = -100, 2
+_HERE = -100
+_EXCHANGE = 2
 """Linux' AT_FDCWD and RENAME_EXCHANGE."""
 
 

@@ -114,7 +114,7 @@ def freed_bytes(gone: Iterable[Path]) -> int:
     if all of them are deleted.
     """
     names: dict[tuple[int, int], int] = {}
-    sizes: dict[tuple[int, int], tuple[int, int]] = {}
+    sizes = {}
     for file in gone:
         key = inode(file)
         found = file.lstat()

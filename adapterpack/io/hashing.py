@@ -160,7 +160,7 @@ def digests(
     todo: SimpleQueue[Key] = SimpleQueue()
     for key in sorted(sizes, key=lambda key: -sizes[key]):
         todo.put(key)
-    made: dict[Key, bytes] = {}
+    made = {}
     stop = Event()
 
     def work() -> None:

@@ -24,7 +24,10 @@ class Ticker:
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.stopped = False
-        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+        self._done = 0
+        self._total = total
+        self._progress = progress
+        self._lock = threading.Lock()
 
     def check(self) -> None:
         """Raises in the calling worker if another one has failed."""

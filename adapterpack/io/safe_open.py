@@ -44,7 +44,8 @@ def read_at_most(file: IO[bytes], limit: int) -> bytes:
     Raises:
         OSError: the file system refuses.
     """
-    parts, left = [], limit
+    parts = []
+    left = limit
     piece = max(os.fstat(file.fileno()).st_size, _PIECE)  # a pipe has no size
     while left and (part := file.read(min(left, piece))):
         parts.append(part)

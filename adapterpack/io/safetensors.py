@@ -107,7 +107,8 @@ class SafetensorsFile:
         """Calls ``watch`` at every access to a tensor inside the block; an exception from it ends the
         work.
         """
-        before, self._watch = self._watch, watch
+        before = self._watch
+        self._watch = watch
         try:
             yield
         finally:
@@ -149,7 +150,9 @@ class HeldFile(SafetensorsFile):
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
-        self.path, self.size, self._bytes = path, len(data), data
+        self.path = path
+        self.size = len(data)
+        self._bytes = data
         end = 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER)
         self.tensors, self.metadata = parse_header(io.BytesIO(data[:end]), len(data), path)
 
@@ -271,7 +274,8 @@ def count_of(shape: Iterable[int], where: object) -> int:
     """
     count = span = 1
     for extent in shape:
-        count, span = count * extent, span * (extent or 1)
+        count = count * extent
+        span = span * (extent or 1)
     # A shape with elements is checked against its bytes elsewhere.
     if not count and span > _MAX_COUNT:
         raise FormatError("a shape that no array can have", where=where, found=excerpt(tuple(shape)))
@@ -320,7 +324,8 @@ def plan(
             the length of the header.
     """
     entries: Json = {"__metadata__": dict(metadata)} if metadata else {}
-    sizes, offset = [], 0
+    sizes = []
+    offset = 0
     for name, dtype, shape in tensors:
         _check_name(name, f"tensor {name[:MAX_NAME]}")
         if name == "__metadata__" or name in entries or len(shape) > MAX_RANK:

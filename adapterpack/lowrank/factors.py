@@ -328,8 +328,7 @@ def _basis(columns: np.ndarray) -> np.ndarray:
     """
     u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
     least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
-    basis: np.ndarray = u[:, values > least]
-    return basis
+    return u[:, values > least]
 
 
 def blocks(change: Factors, elements: int = 1 << 18) -> RowBlocks:

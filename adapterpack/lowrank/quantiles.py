@@ -59,10 +59,12 @@ def _select_near(values: Numbers, share: float, sample: np.ndarray) -> np.ndarra
     """Computes :func:`level` if it lies in the range that the sample predicts and that range holds few
     magnitudes; otherwise returns None.
     """
-    ordered, count = np.sort(sample, axis=1)[:, ::-1], sample.shape[1]
+    ordered = np.sort(sample, axis=1)[:, ::-1]
+    count = sample.shape[1]
     # At least four standard deviations of a sampled rank, which are at most sqrt(count) / 2 each, plus slack.
     spread = 0.005 * count + 2 * np.sqrt(count)
-    first, last = round(share * count - spread), round(share * count + spread)
+    first = round(share * count - spread)
+    last = round(share * count + spread)
     low = ordered[:, last] if last < count else np.zeros(len(sample), np.float32)
     high = ordered[:, first] if first >= 0 else np.full(len(sample), np.inf, np.float32)
     near: list[list[np.ndarray]] = [[] for _ in sample]

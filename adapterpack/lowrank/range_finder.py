@@ -228,7 +228,8 @@ def _new_directions(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
     ``W`` even if ``W`` adds less.
     """
     present = [V for V in bases if V.shape[1]]
-    left, again = W, 0.0
+    left = W
+    again = 0.0
     for turn in range(
         2
     ):  # a second projection: the remainder may be small, and its rounding errors large relative to it
@@ -242,9 +243,7 @@ def _new_directions(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
         return columns.astype(W.dtype)
     # Some column adds nothing, and its remainder is rounding error inside the old span. Householder's QR
     # still returns orthonormal columns.
-    whole: np.ndarray = np.linalg.qr(np.concatenate([*present, W], axis=1).astype(np.float64))[0][
-        :, -W.shape[1] :
-    ]
+    whole = np.linalg.qr(np.concatenate([*present, W], axis=1).astype(np.float64))[0][:, -W.shape[1] :]
     return whole.astype(W.dtype)
 
 

@@ -33,7 +33,8 @@ def seal(value: Mapping[str, Any]) -> bytes:
 def digests_in(data: bytes) -> tuple[str, str]:
     """Returns the digest that canonical bytes should contain, and the digest that they do contain."""
     end = data.find(_BEFORE) + len(_BEFORE)
-    said, rest = data[end : end + 64], data[end + 64 :]
+    said = data[end : end + 64]
+    rest = data[end + 64 :]
     return hashlib.sha256(data[:end] + rest).hexdigest(), said.decode("utf-8", "replace")
 
 

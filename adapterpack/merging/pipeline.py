@@ -176,7 +176,7 @@ def merge(
     key = provenance.key(
         [shard.header for shard in shards], {"version": VERSION, "safe": safe, "device": device}
     )
-    work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
+    work = jobs.jobs(shards)
     mine, folder = jobs.jobs_of(work, share), staging.folder_for(target, key)
     staging.require_space(
         target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.bytes_on_disk(folder)
@@ -239,7 +239,7 @@ def merge(
                 mine,
                 done_before,
                 log,
-                header=header,
+                header=sum(len(shard.header) for shard in shards),
                 safe=safe,
                 rounding=_rounding(stochastic_rounding),
                 arithmetic=arithmetic,

@@ -134,7 +134,8 @@ class _Plain:
     """A file that is written from beginning to end, with the interface of :class:`.GrowingFile`."""
 
     def __init__(self, file: Any) -> None:
-        self.done, self.write = OutputProgress(now()), file.write
+        self.done = OutputProgress(now())
+        self.write = file.write
 
     def keep(self, done: OutputProgress) -> None:
         """Records the progress."""
@@ -152,7 +153,8 @@ def _write(
 ) -> OutputProgress:
     tokens = 0
     for block in answers(job, lines, sink.done):
-        done, number = sink.done, 0
+        done = sink.done
+        number = 0
         inputs = done.inputs
         rows = done.rows
         failed = done.failed
@@ -163,7 +165,8 @@ def _write(
             if line.number != number:
                 inputs += 1
                 number = line.number
-            rows, tokens = rows + 1, tokens + taken
+            rows = rows + 1
+            tokens = tokens + taken
             if error is not None:
                 failed += 1
                 first = first or first_of(line, error)

@@ -42,7 +42,8 @@ def lines_of(file: IO[bytes], where: str, number: int = 0, end: int = 0) -> Iter
         StorageError: the file cannot be read.
     """
     while text := _read(file, where):
-        number, end = number + 1, end + len(text)
+        number = number + 1
+        end = end + len(text)
         if len(text) <= MAX_LINE:
             if text.strip():
                 yield Line(number, end, _row_of(text, f"{where}, line {number}"))

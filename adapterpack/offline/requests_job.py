@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ..errors import AdapterpackError, ConfigError
-from ..serving.embedded import InProcess, Posted, Reply
+from ..serving.embedded import InProcess, Posted
 from .job import Answered
 from .lines import REQUEST, Line, is_request
 
@@ -52,7 +52,7 @@ class RequestsJob:
                     0,
                 )
                 continue
-            reply: Reply = next(replies)()
+            reply = next(replies)()
             body = msgspec.json.decode(reply.body)
             row = {
                 "id": f"batch_{posted.id}",

@@ -21,14 +21,17 @@ class RowsJob:
     """
 
     def __init__(self, runner: RowRunner, where: str | None, identity: Mapping[str, Any]) -> None:
-        self._runner, self._where, self.block, self.identity = runner, where, runner.block, identity
+        self._runner = runner
+        self._where = where
+        self.block = runner.block
+        self.identity = identity
 
     def close(self) -> None:
         """Does nothing, since a runner holds nothing open."""
 
     def answer_block(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
         """Runs the rows of a block and yields their results in order."""
-        begun: dict[int, Line] = {}
+        begun = {}
 
         def rows() -> Iterator[tuple[int, Row | AdapterpackError]]:
             for number, line in enumerate(lines, first):

@@ -71,7 +71,7 @@ def require_safe(graph: GraphFile) -> set[Path]:
 
 
 def _external_files(graph: GraphFile) -> set[Path]:
-    files = set[Path]()
+    files = set()
     for tensor in _tensors(graph.model):
         if tensor.data_location == _EXTERNAL:
             where = f"{graph.path}, tensor {tensor.name[:200]}"
@@ -97,7 +97,7 @@ def _written_out(
     graph: onnx.GraphProto, functions: Mapping[tuple[str, str], onnx.FunctionProto], path: Path
 ) -> int:
     """Returns the number of nodes after every call of a function is inlined."""
-    calling = set[tuple[str, str]]()
+    calling = set()
 
     @cache
     def size(key: tuple[str, str]) -> int:

@@ -72,7 +72,7 @@ def make_fast(node: ir.Node) -> None:
     found = codes_of(node)
     assert found is not None and node.graph is not None
     (codes, scales, dtype), graph = found, node.graph
-    nodes: list[ir.Node] = []
+    nodes = []
 
     def add(op: str, role: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         nodes.append(named_node(op, f"{node.name}{role}", *inputs, **attributes))
@@ -111,7 +111,8 @@ def make_exact(node: ir.Node) -> None:
     x = node.inputs[0].producer().inputs[0].producer().inputs[0]
     for use in last.outputs[0].uses():
         if use.node.name == f"{node.name}/narrow":
-            last, x = use.node, x.producer().inputs[0]
+            last = use.node
+            x = x.producer().inputs[0]
             dtype = ir.DataType(last.attributes.get_int("to"))
     nodes = exact_nodes(node.name, x, codes, columns.inputs[1], dtype)
     ir.convenience.replace_nodes_and_values(graph, last, [last], nodes, last.outputs, nodes[-1].outputs)

@@ -61,6 +61,8 @@ def _replace(graph: ir.Graph, nodes: _Nodes, numbers: ir.Value, number: int) -> 
     old, new = third.outputs[0], node.outputs[0]
     leading = [None, None] if old.shape is None else old.shape[:2]
     width = None if second.inputs[1].shape is None else second.inputs[1].shape[2]  # which nothing infers
-    new.name, new.type, new.shape = old.name, old.type, ir.Shape([*leading, width])
+    new.name = old.name
+    new.type = old.type
+    new.shape = ir.Shape([*leading, width])
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove([third, second, first], safe=True)

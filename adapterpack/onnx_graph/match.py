@@ -67,7 +67,8 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
         (name, number): matrix for name, stack in stacks.items() for number, matrix in enumerate(stack)
     }
     pieces_of = _pieces(graph, matrices)
-    missing, places = [], {}
+    missing = []
+    places = {}
     for name, kind in wanted.items():
         own = _twins(base, name)
         by_matrix = [
@@ -272,8 +273,8 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[WeightPiece]:
 
     The pieces are those of the column ``[n, 1]``.
     """
-    whole: list[WeightPiece] = []
-    parts: list[WeightPiece] = []
+    whole = []
+    parts = []
     for name, place in graph.stored.items():
         width = place.dtype.itemsize
         if place.dtype not in FLOATS or place.nbytes <= width or max(place.shape) * width != place.nbytes:

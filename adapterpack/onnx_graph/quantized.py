@@ -55,7 +55,7 @@ def _near(
         # the distance is estimated from a few columns, so allow a margin
         if distance[nearest] <= 2 * ALLOWED:
             shifts.add(nearest - int(row))
-    runs: list[RowRun] = []
+    runs = []
     for shift in sorted(shifts):
         equal = near_rows(graph, quantized, matrix, shift)
         runs += [RowRun(start, stop, start + shift) for start, stop in true_runs(equal)]

@@ -77,7 +77,9 @@ class _Table(Generic[Key]):
     """The sorted keys of all rows of the wanted matrices of one width."""
 
     def __init__(self, wanted: Mapping[Key, np.ndarray], dtype: np.dtype) -> None:
-        self.dtype, self.wanted, self.names = dtype, wanted, list(wanted)
+        self.dtype = dtype
+        self.wanted = wanted
+        self.names = list(wanted)
         self.keys = {name: _keys(matrix, dtype) for name, matrix in wanted.items()}
         all_keys = (
             np.concatenate([self.keys[name] for name in self.names]) if self.names else np.empty(0, np.uint64)

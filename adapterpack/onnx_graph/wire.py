@@ -147,7 +147,8 @@ def _fields(source: _Bytes, start: int, stop: int) -> Iterator[_Field]:
     path = source.path
     while at < stop:
         key, begin = _varint(data, at, stop, path)
-        number, wire = key >> 3, key & 7
+        number = key >> 3
+        wire = key & 7
         if wire == _VARINT:
             end = _varint(data, begin, stop, path)[1]
         elif wire == _FIXED64:

@@ -100,8 +100,8 @@ def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict
         >>> depths(["a"], {"a": ("b",), "b": ("c",)}), depths(["a"], {"a": ("a",)})
         ({'c': 3, 'b': 2, 'a': 1}, None)
     """
-    order: list[str] = []
-    state: dict[str, bool] = {}  # False: on the way down, True: done
+    order = []
+    state = {}  # False: on the way down, True: done
     stack = [(parent, False) for parent in parents]
     while stack:
         digest, leaving = stack.pop()

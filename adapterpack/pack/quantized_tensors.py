@@ -124,7 +124,8 @@ def problem(packed: Packed, data: np.ndarray | None, dtype: str, shape: Sequence
     scales, stored = _split(data, packed)
     start = 0
     for run, codes in zip(packed.runs, stored, strict=True):
-        code, one = CODES[run.code], scales[start : start + run.count]
+        code = CODES[run.code]
+        one = scales[start : start + run.count]
         start += run.count
         if not np.all((one >= 0) & (one <= _MOST_OF_ALL / code.farthest)):  # nor NaN
             return "a scale that is negative or no number, or under which values overflow"

@@ -69,7 +69,7 @@ class TextProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at which score a text still belongs.
         """
         index = TextIndex()
-        scores = list[float]()
+        scores = []
         for fold in range(_FOLDS):
             rest = [text for place, text in enumerate(texts) if place % _FOLDS != fold]
             index.put("", _made(rest, 0.0))

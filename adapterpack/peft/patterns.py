@@ -87,7 +87,8 @@ def _compile(expression: str, shown: str, where: str) -> Any:
     import re2  # noqa: PLC0415 - only for the few files that hold an expression
 
     options = re2.Options()
-    options.max_mem, options.log_errors = _MAX_MEMORY, False
+    options.max_mem = _MAX_MEMORY
+    options.log_errors = False
     try:
         return re2.compile(expression, options)
     except re2.error as error:

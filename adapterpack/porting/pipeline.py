@@ -32,7 +32,8 @@ from ..torch_adapters.canaries.canary import make_canary
 from .layers import in_layer, layer_of, layer_sources
 from .units import closest
 
-VERDICTS, REFUSED = {"carried": 0.04, "doubtful": 0.25}, "refused"
+VERDICTS = {"carried": 0.04, "doubtful": 0.25}
+REFUSED = "refused"
 """What an adapter is worth up to a distance of the weights, by ``benchmarks/port.py``: most of what it
 gained, or a part of it.
 """
@@ -189,7 +190,8 @@ def _places(
     """Yields a site's tensor in the old base, and its path and tensor in the new one: in no layer, in one or
     in several.
     """
-    tensor, path = old.require_weight(joint.site.path, joint.weight), joint.site.path
+    tensor = old.require_weight(joint.site.path, joint.weight)
+    path = joint.site.path
     found = {path: tensor}
     if (layer := layer_of(tensor)) is not None:
         numbers = [number for number, source in enumerate(sources(layer[0])) if source == layer[1]]

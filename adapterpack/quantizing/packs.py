@@ -61,7 +61,7 @@ def quantize_pack(
     adapters = {group.path for group in manifest.adapter_groups}
     tensors = dict(floats.tensors)
     entries = dict(manifest.tensors)
-    packed = dict[str, Packed]()
+    packed = {}
     for key, entry in manifest.tensors.items():
         if entry.group in adapters and len(entry.shape) >= 2:
             tensors[key], packed[key] = _encode(floats.tensors[key], chosen)

@@ -67,7 +67,8 @@ def worst_sites(result: Result, most: int) -> Table:
     """Lists the sites to look at first, and below them all sites together: for the page and for a
     terminal.
     """
-    pairs, based = len(result["packs"]) > 1, result["base"] is not None
+    pairs = len(result["packs"]) > 1
+    based = result["base"] is not None
     columns = [
         "site",
         "of base" if based else "norm",

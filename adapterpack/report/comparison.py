@@ -66,7 +66,8 @@ def comparison_report(result: Result) -> str:
 
 
 def _cards(made: list[Result]) -> list[Card]:
-    first, others = made[0], made[1:]
+    first = made[0]
+    others = made[1:]
     cards = [Card("float bundle", size(first["bytes"]), _quality(first))]
     if others:
         smallest = min(others, key=lambda form: form["bytes"])

@@ -27,7 +27,8 @@ class TrainingPage:
     def __init__(self, name: str) -> None:
         self.packs: Sequence[Mapping[str, Any]] = ()
         self.progress: Callable[[Step], None] | None = None
-        self._name, self._steps = name, dict[str, "Step"]()
+        self._name = name
+        self._steps = dict[str, "Step"]()
         self._losses: dict[str, dict[int, float]] = {name: {}}
 
     def __call__(self, step: Step) -> None:

@@ -87,7 +87,7 @@ def judge(
     Raises:
         BaseMismatch, NothingToDo, ParityError: a canary fails; see :func:`adapterpack.pack.canary.check`.
     """
-    replayed: dict[str, dict[str, float]] = {}
+    replayed = {}
     reasons = {
         name: reason
         for name, pack in session.packs.items()
@@ -224,7 +224,8 @@ def foreign_inputs(bundle: Bundle, recorded: Canary) -> Iterator[str]:
 
 def of_graph(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
     """Yields the reasons in the bundle's own graphs that prevent a replay, for a pack of the right task."""
-    mine, other = pack.manifest.base.content, bundle.base.content
+    mine = pack.manifest.base.content
+    other = bundle.base.content
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
         yield "it is folded together with others"
     if mine is not None and other is not None and mine != other:

@@ -52,7 +52,9 @@ class Sandbox:
     """
 
     def __init__(self, function: str, limits: SandboxLimits | None = None, kept: int = 1) -> None:
-        self.function, self.limits, self._kept = function, limits or SandboxLimits(), kept
+        self.function = function
+        self.limits = limits or SandboxLimits()
+        self._kept = kept
         self.forget()
         _ALL.add(self)
 

@@ -75,7 +75,9 @@ class PendingResponse:
     """A response that waits for the rows of its request."""
 
     def __init__(self, context: RequestContext, output: RequestOutput) -> None:
-        self.state, self.record, self.output = context.state, context.record, output
+        self.state = context.state
+        self.record = context.record
+        self.output = output
         self._until = self.record.started + self.state.limits.request_seconds
 
     async def wait_until_ended(self) -> None:
@@ -130,7 +132,8 @@ class TextResponse(PendingResponse):
         self, context: RequestContext, output: RequestOutput, model: ServedModel, writer: ResponseWriter
     ) -> None:
         super().__init__(context, output)
-        self.writer, self.headers = writer, headers_of(model)
+        self.writer = writer
+        self.headers = headers_of(model)
 
     @property
     def usage(self) -> Usage:
@@ -163,7 +166,7 @@ class TextResponse(PendingResponse):
         pieces: list[bytes] = []
         sent = [(0, 0)] * count
         going = set(range(count))
-        begun = set[int]()
+        begun = set()
         while going:
             self.writer.usage = self.usage
             for place in sorted(going):

@@ -71,7 +71,8 @@ class Catalogue:
         if folded is not None and base is not None:
             engine.adapters.rename(folded, base)
             base = None
-        self._engine, self.created = engine, int(time.time())
+        self._engine = engine
+        self.created = int(time.time())
         self.base = base or engine.bundle.bundle.base.name or "base"
         self.digest = f"sha256:{hashlib.sha256(manifest_bytes(engine.bundle.folder)).hexdigest()}"
         if self._bare and self.base in engine.adapters.names:

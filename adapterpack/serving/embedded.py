@@ -73,7 +73,9 @@ class Application:
             audit=audit,
             thread=engine,
         )
-        self._server, self.state, self.thread = server, server.state, server.state.engine
+        self._server = server
+        self.state = server.state
+        self.thread = server.state.engine
         self.provider = self.thread.engine.bundle.provider
         self.routes: Mapping[str, RouteSpec] = {
             route.path: route for api in server.apis for route in api.routes if route.body is not None

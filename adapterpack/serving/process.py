@@ -164,7 +164,9 @@ class Server(_Bounded):
 
     def __init__(self, config: uvicorn.Config, state: State, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._state, self._ready, self._loop = state, ready, asyncio.get_running_loop()
+        self._state = state
+        self._ready = ready
+        self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
         self.interrupted = False
 

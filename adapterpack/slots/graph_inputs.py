@@ -82,7 +82,7 @@ def fit(values: Tensors, path: Path) -> tuple[Arrays, tuple[str, ...]]:
             expected="inputs such as model.layers.0.self_attn.q_proj.lora_A.weight, or .down",
             remedy="make one with adapterpack export --mode inputs, or with Olive's generate-adapter",
         )
-    fitted = dict[str, np.ndarray]()
+    fitted = {}
     for name, value in on_modules(values, modules, path).items():
         module, _, field = name.rpartition(".")
         slot = slots.get((module, field))
@@ -106,8 +106,8 @@ def on_modules(values: Tensors, modules: Collection[str], path: Path) -> Arrays:
     by_place: dict[Any, list[str]] = {}
     for module in sorted(modules):
         by_place.setdefault(_place(module), []).append(module)
-    moved = dict[str, np.ndarray]()
-    without = list[str]()
+    moved = {}
+    without = []
     for name, value in values.items():
         module, _, field = name.rpartition(".")
         near = [module] if module in modules else by_place.get(_place(module), [])

@@ -89,7 +89,8 @@ def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) ->
     if entry.dtype is not None:
         dtype = entry.dtype.numpy().name
     array = array.astype(DEFAULT if dtype == "bfloat16" else dtype)
-    entry.shape, entry.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    entry.shape = ir.Shape(array.shape)
+    entry.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
     # a serialized model cannot refer to weight files, so the weights move into it
     for value in graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):

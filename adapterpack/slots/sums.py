@@ -43,7 +43,8 @@ class SumRule(NamedTuple):
     weighted: bool = True
 
 
-_FIRST, _SECOND = SumRule(1, weighted=False), SumRule(0)
+_FIRST = SumRule(1, weighted=False)
+_SECOND = SumRule(0)
 RULES: dict[str, SumRule] = {
     "down": _FIRST,
     "up": _SECOND,

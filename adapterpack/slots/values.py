@@ -97,7 +97,7 @@ def split_slot(name: str) -> tuple[str, str]:
 
 def form_arrays(form: NormalForm, out_features: int) -> Values:
     """Converts a normal form to its fields, as float32 arrays. A low-rank ``up`` includes the scale."""
-    fields: Values = {}
+    fields = {}
     if form.down is not None and form.up is not None:
         fields["down"], fields["up"] = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
     elif form.down is not None:

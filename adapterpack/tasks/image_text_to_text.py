@@ -141,7 +141,8 @@ def _with_images(
         if seen and not media.reader.plain:
             text = "".join(text for text, _ in seen)
             first = media.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids, labels = [*first, *ids], [*[IGNORED] * len(first), *labels]
+        ids = [*first, *ids]
+        labels = [*[IGNORED] * len(first), *labels]
     elif media.reader.plain and ids.count(token) == len(seen):
         counts = [next(rest) if one == token else 1 for one in ids]
         ids, labels = (
@@ -155,7 +156,8 @@ def _with_images(
             expected=f"{len(seen)} images, {wanted} positions",
             found=f"{ids.count(token)} image tokens",
         )
-    tokenizer, start = media.tokenizer, media.reader.start
+    tokenizer = media.tokenizer
+    start = media.reader.start
     known = tokenizer.convert_tokens_to_ids(start) if start in tokenizer.all_special_tokens else None
     begun = media.reader.with_start(ids, token, known)
     return {"input_ids": begun, "labels": [*[IGNORED] * (len(begun) - len(ids)), *labels]}

@@ -58,7 +58,8 @@ def result(
     spans = list(words.values())
     found = []
     for kind, first, last in sorted(entities([span[0]["label"] for span in spans]), key=lambda one: one[1:]):
-        start, stop = spans[first][0]["start"], spans[last][-1]["end"]
+        start = spans[first][0]["start"]
+        stop = spans[last][-1]["end"]
         found.append({"type": kind, "text": text[start:stop], "start": start, "end": stop})
     return {"entities": found, "tokens": tokens}
 
@@ -108,7 +109,8 @@ def words_and_labels(row: Row, column: str, place: object) -> tuple[list[str], l
     Raises:
         ConfigError: the row has none, or another number of labels.
     """
-    words, wanted = words_of(row["tokens"]), words_of(row[column])
+    words = words_of(row["tokens"])
+    wanted = words_of(row[column])
     if (
         not words
         or not isinstance(wanted, list)

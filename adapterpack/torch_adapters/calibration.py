@@ -107,7 +107,8 @@ class _Sums:
     """The running sums of one layer."""
 
     def __init__(self, wanted: frozenset[str]) -> None:
-        self.wanted, self.rows = wanted, 0
+        self.wanted = wanted
+        self.rows = 0
         self.mask: Tensor | None = None
         self.moment: Any = 0.0
         self.gradient: Any = 0.0

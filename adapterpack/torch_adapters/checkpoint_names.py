@@ -208,7 +208,7 @@ def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> lis
     # a table that the class computes, such as Marian's positions, is in no checkpoint
     computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
     paths: dict[int, str] = {}
-    sizes: dict[int, int] = {}
+    sizes = {}
     for path, module in base_modules(model):
         for leaf, parameter in module._parameters.items():
             if parameter is None:

@@ -229,7 +229,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
     method = min((module._held[name] for module in adapted), key=lambda held: held.secondary).method
     sites_by_method: dict[str, dict[Site, tuple[Any, Arrays]]] = {method.name: {}}
-    methods: dict[str, Method] = {}
+    methods = {}
     for module in adapted:
         held = module._held[name]
         methods[held.method.name] = held.method

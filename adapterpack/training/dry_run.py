@@ -128,7 +128,7 @@ def _facts_of(extended: ExtendedBase) -> dict[str, Any]:
 
 def _step_time(config: TrainConfig, ready: PreparedRun, reader: Any, rewards: Sequence[Reward]) -> float:
     """Trains a few steps, and returns the seconds that one takes."""
-    ends: list[float] = []
+    ends = []
     timed = replace(
         config,
         max_steps=_TIMED + 1,
@@ -157,12 +157,12 @@ def _memory(
 ) -> dict[str, int]:
     """Estimates the bytes that each part of a training step takes, for a batch of the longest rows."""
     text = ready.model.config.get_text_config()
-    tokens, wide = (
-        config.per_device_train_batch_size * longest,
+    tokens = config.per_device_train_batch_size * longest
+    wide = (
         2
         if config.bf16
         # the activations of a quantized layer are 16-bit
-        else max((value.element_size() if value.is_floating_point() else 2 for value in owned), default=4),
+        else max((value.element_size() if value.is_floating_point() else 2 for value in owned), default=4)
     )
     width = getattr(text, "hidden_size", 0) or 0
     layers = getattr(text, "num_hidden_layers", 0) or 0

@@ -197,7 +197,7 @@ def _read(folder: Path, config: Any, source: Source) -> _Reading:
     rows = load_rows(source)
     load = cache(load_tokenizer)
     readings = []
-    problems = dict[str, str]()
+    problems = {}
     for kind, task in _trainable(config, folder):
         report = DataReport(source.path)
         try:

@@ -64,7 +64,7 @@ def suggest(
         >>> found["learning_rate"].value, found["max_length"].value
         (0.01, 64)
     """
-    found: dict[str, Suggestion] = {}
+    found = {}
     width = config.get("hidden_size") or config.get("d_model")
     if (times := _TIMES.get(method)) is not None and isinstance(width, int):
         rate = float(f"{times * min(_RATE * (_WIDTH / width) ** _FALL, _HIGHEST):.2g}")

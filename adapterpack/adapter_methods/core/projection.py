@@ -111,7 +111,8 @@ class Projection(NamedTuple):
         pair = [shared[name] for name in self.names if name in shared]
         if len(pair) != 2:
             raise ValueError(f"expected {' and '.join(self.names)}, found {', '.join(shared) or 'neither'}")
-        width, height = pair[0].shape[-1], pair[1].shape[0]
+        width = pair[0].shape[-1]
+        height = pair[1].shape[0]
         stored_cfg = replace(cfg, width=width, height=height, save_projection=True)
         if tuple(value.shape for value in pair) != self.shapes(stored_cfg):
             raise ValueError(

@@ -12,7 +12,8 @@ from .. import Method, PeftForm, Site, is_stacked
 from .peft_form import Widths
 from .site import Tensors, shapes_of
 
-_INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
+_INPUTS = (1, 5040, 1 << 20)
+_OUTPUTS = (2, 720720, 12)
 """Stand-ins for unknown widths: two different values each, so that a shape that depends on the width differs
 between them.
 """

@@ -88,7 +88,8 @@ def inverse(xp: Any, coefficients: Array, low: Sequence[float], high: Sequence[f
     """Does one step of the inverse transform along the first axis: ``h`` coarse rows followed by ``h`` fine
     rows give ``2 h - 2 N + 2`` rows.
     """
-    count, taps = coefficients.shape[0] // 2, len(low) // 2
+    count = coefficients.shape[0] // 2
+    taps = len(low) // 2
     length = count - taps + 1
     halves = []
     # Even and odd outputs use the even and odd filter taps (polyphase form), which avoids upsampling with

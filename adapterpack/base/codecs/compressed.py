@@ -99,7 +99,8 @@ def _integers(module: ModuleTensors, args: Config, packed: bool) -> Weight:
         if packed and height != 1:
             raise unreadable(_NAME, base, "one zero point for all rows", parts["zero"])
         zero_range = (-half, half - 1)
-    by_group, words = PartLayout(height), PartLayout(bits=width, added=-half)
+    by_group = PartLayout(height)
+    words = PartLayout(bits=width, added=-half)
     layout = CodeLayout(scale=by_group, zero=by_group)
     if packed:
         layout = CodeLayout(words._replace(columns=columns), by_group, words)

@@ -44,7 +44,8 @@ def _weight(module: ModuleTensors, config: Config, width: int, zero_offset: int)
     """Returns the weight of one module, after checking the shapes of its parts."""
     codes = module.part("qweight", WORDS, (None, None))
     words, rows = module.shape("qweight")
-    columns, period = words * 32 // width, math.lcm(width, 32) // width
+    columns = words * 32 // width
+    period = math.lcm(width, 32) // width
     scales = module.part("scales", SCALES, (None, rows))
     groups, _ = module.shape("scales")
     if not rows or not groups or columns * width != words * 32 or rows % period:

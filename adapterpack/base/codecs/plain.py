@@ -72,7 +72,7 @@ def stack_storage(base: Checkpoint, stack: ExpertStack, out: str) -> WeightStora
     """Returns the storage of experts that a checkpoint stores one by one, and the model as a single stacked
     parameter.
     """
-    runs = list[_Run]()
+    runs = []
     at = 0
     for number, name in enumerate(name for names in stack.parts for name in names):
         rows = base.stored[name].shape[0]
@@ -84,7 +84,8 @@ def stack_storage(base: Checkpoint, stack: ExpertStack, out: str) -> WeightStora
         tensors = [base.view(name) for name in names]
 
         def read(start: int, stop: int) -> np.ndarray:
-            blocks, at = [], 0
+            blocks = []
+            at = 0
             for part in tensors:
                 blocks.append(part[max(0, start - at) : max(0, stop - at)])
                 at += len(part)

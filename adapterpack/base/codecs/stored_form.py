@@ -156,7 +156,8 @@ def _table(weight: Weight, stored: QuantizedRows, levels: np.ndarray) -> Table:
 
 def _blocks(weight: Weight, stored: QuantizedRows, span: CodeSpan) -> Blocks:
     """Returns the block form of a weight."""
-    grid, columns = weight.grid, weight.shape[1]
+    grid = weight.grid
+    columns = weight.shape[1]
     bits, offset = _container(span, weight)
     q = (stored.codes.astype(np.int16) + offset).astype(np.uint8)
     order = None

@@ -246,7 +246,8 @@ def _block(
     return BlockType(np.dtype(list(fields.items())), numbers, levels, multiples, width)
 
 
-_FIFTH, _NIBBLES = Bits("qh", 1, 4), Bits("qs", 4)
+_FIFTH = Bits("qh", 1, 4)
+_NIBBLES = Bits("qs", 4)
 TYPES = {
     "Q4_0": _block((_NIBBLES,), d="<f2", qs="16u1"),
     "Q4_1": _block((_NIBBLES,), d="<f2", m="<f2", qs="16u1"),

@@ -168,8 +168,8 @@ def read_header(data: bytes | mmap, where: Path) -> GGUFHeader:
         )
     count = cursor.count(_MAX_TENSORS, "tensors")
     keys = cursor.count(_MAX_KEYS, "keys")
-    values: dict[str, Any] = {}
-    spans: dict[str, tuple[int, int]] = {}
+    values = {}
+    spans = {}
     for _ in range(keys):
         begin = cursor.at
         key = cursor.text(_MAX_NAME)
@@ -177,7 +177,7 @@ def read_header(data: bytes | mmap, where: Path) -> GGUFHeader:
             raise FormatError("a key stands twice", where=where, found=key)
         values[key] = cursor.value(cursor.number("I"))
         spans[key] = begin, cursor.at
-    infos: dict[str, GGUFTensor] = {}
+    infos = {}
     for _ in range(count):
         info = _info(cursor)
         if info.name in infos:

@@ -16,7 +16,7 @@ from ...readable import percent
 from ...report.audit import audit_report, screened_packs, worst_sites
 from ...serving.adapters.adapter_source import packs_in
 from ..options import common_options, flag, html_option, load_pack, open_page, option, weight_option
-from ..output import print_json, print_line, print_table
+from ..output import print_line, print_report, print_table
 from ..progress import show_bytes
 
 _SITES = 10
@@ -82,7 +82,7 @@ def command(
         **({"ranks": ranks} if ranks else {}),
         **({"dtypes": dtypes} if dtypes else {}),
     }
-    with open_page(html) as page:
+    with open_page(html) as write_page:
         with show_bytes("audit") as progress:
             audit = adapterpack.audit(
                 [load_pack(pack) for pack in packs],
@@ -94,11 +94,10 @@ def command(
                 progress=progress,
                 **options,
             )
-        result = {"command": "audit", **audit.to_json()}
-        if page is not None:
-            page.write_text(audit_report(result), "utf-8")
+        result = audit.to_json()
+        write_page(audit_report, result)
     if as_json:
-        print_json(result, html=html)
+        print_report(result, html=html)
         return
     _print(result)
     if html is not None:

@@ -12,7 +12,7 @@ import adapterpack
 from ...report.bench import bench_facts, bench_report, bench_table
 from ..bundle_options import device_of, device_options, open_target, packs_argument
 from ..options import common_options, html_option, load_adapter, open_page, option
-from ..output import print_json, print_line, print_table
+from ..output import print_line, print_report, print_table
 from ..progress import show_steps
 
 
@@ -50,7 +50,7 @@ def command(
       adapterpack bench bundle
       adapterpack bench models/SmolLM2 packs/orders packs/emails --rows 1 --rows 16 --html speed.html
     """
-    with open_page(html) as page:
+    with open_page(html) as write_page:
         device = device_of(parameters)
         folder, loaded = open_target(bundle, [load_adapter(pack) for pack in packs])
         with show_steps() as say:
@@ -62,10 +62,9 @@ def command(
                 **parameters,
             )
         result = found.to_json()
-        if page is not None:
-            page.write_text(bench_report(result, Path(bundle).name), "utf-8")
+        write_page(bench_report, result, Path(bundle).name)
     if as_json:
-        print_json({"command": "bench", **result}, html=html)
+        print_report(result, html=html)
         return
     print_table(*bench_table(result))
     print_line(bench_facts(result))

@@ -10,7 +10,7 @@ import adapterpack
 
 from ...io import output_file, strict_json
 from ..options import common_options, option, suggest
-from ..output import print_json, print_line
+from ..output import print_json, print_line, print_report
 
 
 @click.command("bom")
@@ -43,6 +43,6 @@ def command(path: str, out: str | None, form: str, as_json: bool) -> None:
     with output_file(Path(out), renews=mark) as file:
         file.write_bytes(strict_json.canonical(document))
     if as_json:
-        print_json({"command": "bom", "path": out, "form": form})
+        print_report({"path": out, "form": form})
     else:
         print_line(f"{out} lists what {path} is made of, in the form of {form}")

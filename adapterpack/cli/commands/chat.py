@@ -32,7 +32,7 @@ from ...tasks import require_chat
 from ..bundle_options import device_of, device_options, open_target, packs_argument
 from ..logs import log_failure, log_message
 from ..options import common_options, load_adapter, load_pack, option, parse_pairs
-from ..output import guard_stdout, print_json, print_line
+from ..output import guard_stdout, print_line, print_report
 from ..progress import divert_stdout
 
 
@@ -50,7 +50,9 @@ class _Terminal:
     """
 
     def __init__(self, talk: Any, as_json: bool) -> None:
-        self.talk, self.as_json, self.images = talk, as_json, list[str]()
+        self.talk = talk
+        self.as_json = as_json
+        self.images = list[str]()
         self.asks = sys.stdin.isatty() and not as_json
 
     def run(self) -> None:
@@ -113,11 +115,12 @@ class _Terminal:
             stopped.append(True)
             self.talk.stop()
 
-        images, self.images = self.images, []
+        images = self.images
+        self.images = []
         with taken(stop, (signal.SIGINT,)):
             said = self.talk.say(text, images, self._show)
         if self.as_json:
-            print_json({"command": "chat", **said}, compact=True)
+            print_report(said, compact=True)
         else:
             print_line("")
 

@@ -17,7 +17,7 @@ from click.shell_completion import (
 from ...errors import require_among
 from ..main import VARIABLE
 from ..options import common_options, suggest
-from ..output import guard_stdout, print_json
+from ..output import guard_stdout, print_report
 
 
 @click.command("completion")
@@ -43,7 +43,7 @@ def command(shell: str, as_json: bool) -> None:
     """
     script = completion(shell)
     if as_json:
-        print_json({"command": "completion", "shell": shell, "script": script})
+        print_report({"shell": shell, "script": script})
     else:
         with guard_stdout():
             click.echo(script)

@@ -29,7 +29,7 @@ from ...pack import describe
 from ...readable import show_value, size, things
 from ..logs import log_message
 from ..options import common_options, flag, load_pack, option, parse_pairs, suggest, weight_option
-from ..output import print_json, print_line, print_table
+from ..output import print_line, print_report, print_table
 from ..progress import show_bytes, show_steps
 from ..score import score_with
 
@@ -202,7 +202,7 @@ def command(
                 "energy_lost": warning.message.energy_lost,
             }
     if as_json:
-        print_json({"command": "compose", **summary})
+        print_report(summary)
         return
     lineage = summary["lineage"]
     if summary.get("composition"):
@@ -263,7 +263,7 @@ def merge_checkpoints(file: MergekitFile, out: str | None, seed: int, planned: b
     with show_bytes("compose") as progress:
         done = merge_models(file, folders, out, seed=seed, progress=progress)
     if as_json:
-        print_json({"command": "compose", **done._asdict()})
+        print_report(done._asdict())
         return
     print_line(
         f"merged {things(len(file.models), 'model')} by the rule {file.rule} into {out}: "
@@ -287,7 +287,7 @@ def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_j
         raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
     made = plan(packs, **options)
     if as_json:
-        print_json({"command": "compose", "plan": made.to_json()})
+        print_report({"plan": made.to_json()})
         return
     print_table(
         ["sites", "shape", "ranks", "path", "exact", "to rank", "flops", "holds"],

@@ -13,7 +13,7 @@ from ...errors import ConfigError
 from ...hub import folder_of
 from ...readable import show_value, size, things
 from ..options import common_options, load_pack, option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 
 
 @click.command("compress")
@@ -83,7 +83,7 @@ def command(
             raise ConfigError("--member takes no packs", remedy="give --member FLEET NAME -o OUT alone")
         written = adapterpack.Fleet.load(folder_of(member[0])).pack(member[1]).write(str(out))
         if as_json:
-            print_json({"command": "compress", **inspect(str(out))})
+            print_report(inspect(str(out)))
         else:
             print_line(f"wrote {written.name} to {out}")
         return
@@ -91,7 +91,7 @@ def command(
     fleet = adapterpack.compress(loaded, out=out, into=None if into is None else folder_of(into), **options)
     before = sum(value.nbytes for pack in loaded for value in pack.tensors.values())
     if as_json:
-        print_json({"command": "compress", **inspect(str(fleet.path)), "bytes_before": before})
+        print_report({**inspect(str(fleet.path)), "bytes_before": before})
         return
     members = fleet.manifest.members[-len(loaded) :]
     alone = [one.name for one in members if one.cluster is None]

@@ -12,7 +12,7 @@ import adapterpack
 from ...hub import folder_of
 from ...readable import things
 from ..options import common_options, option, out_option, structural_option, suggest
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from ..progress import divert_stdout
 
 
@@ -79,7 +79,7 @@ def command(*, source: str, out: str, as_json: bool, **options: Any) -> None:
         done = adapterpack.convert(folder_of(source), out, **options)
     answer = done.to_json()
     if as_json:
-        print_json({"command": "convert", **answer})
+        print_report(answer)
         return
     whole = (
         f" and {things(len(answer['modules_to_save']), 'module')} trained whole"

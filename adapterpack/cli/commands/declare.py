@@ -8,7 +8,7 @@ import adapterpack
 
 from ...hub import folder_of
 from ..options import common_options, load_pack, out_option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from ..progress import divert_stdout
 
 
@@ -32,7 +32,7 @@ def command(pack: str, base: str, other: str, out: str, as_json: bool) -> None:
         made = adapterpack.declare(load_pack(pack), folder_of(base), folder_of(other), out)
     summary = adapterpack.inspect(out)
     if as_json:
-        print_json({"command": "declare", **summary})
+        print_report(summary)
         return
     variant = made.manifest.base.variants[-1]
     proof = "as its config or its names say" if variant.relation == "quantized" else "every byte compared"

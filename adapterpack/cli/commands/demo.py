@@ -8,7 +8,7 @@ import adapterpack
 
 from ...demos import load_stages, prepare
 from ..options import common_options, flag, option
-from ..output import print_facts, print_json, print_line, print_table
+from ..output import print_facts, print_json, print_line, print_report, print_table
 from ..progress import show_steps
 
 
@@ -42,7 +42,7 @@ def command(causal_lm: bool, model: str | None, only_models: bool, out: str | No
         with show_steps() as say:
             bases = prepare(out or "models", say)
         if as_json:
-            print_json({"command": "demo", "bases": [str(base) for base in bases]})
+            print_report({"bases": [str(base) for base in bases]})
         for base in () if as_json else bases:
             print_line(f"{base} is ready")
         return

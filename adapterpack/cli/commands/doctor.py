@@ -12,7 +12,7 @@ import adapterpack
 from ...errors import EXIT_FAILED
 from ...readable import size, things
 from ..options import common_options, flag
-from ..output import guard_stdout, print_facts, print_json, print_line, print_table
+from ..output import guard_stdout, print_facts, print_line, print_report, print_table
 from ..progress import show_steps
 
 _FOR_PROGRAMS = {"bytes", "missing"}
@@ -48,7 +48,7 @@ def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json
     with show_steps() as say:
         diagnosis = adapterpack.doctor(hub=hub, progress=lambda title: say(f"look at: {title}"))
     if as_json:
-        print_json({"command": "doctor", **diagnosis.to_json()})
+        print_report(diagnosis.to_json())
     else:
         for name, looked in diagnosis.found.items():
             with guard_stdout():
@@ -98,9 +98,8 @@ def _clean(yes: bool, as_json: bool) -> None:
             click.confirm("Remove all of this? What is needed again is fetched or computed again", abort=True)
     cleaned = caches.clean(full)
     if as_json:
-        print_json(
+        print_report(
             {
-                "command": "doctor",
                 "cleaned": [str(path) for path in cleaned.folders],
                 "bytes": cleaned.bytes,
                 "left": [str(path) for path in cleaned.left],

@@ -24,7 +24,7 @@ from ..bundle_options import (
     sampling_parameters,
 )
 from ..options import columns_option, common_options, html_option, load_adapter, open_page, option
-from ..output import print_json, print_line, print_table
+from ..output import print_line, print_report, print_table
 from ..progress import show_steps
 
 
@@ -89,7 +89,7 @@ def command(
     """
     if out is not None:
         refuse_existing(Path(out), "--output")
-    with open_page(html) as page, nullcontext() if out is None else output_file(out) as file:
+    with open_page(html) as write_page, nullcontext() if out is None else output_file(out) as file:
         device = device_of(parameters)
         with show_steps() as say:
             found = adapterpack.evaluate(
@@ -108,10 +108,9 @@ def command(
         result = found.to_json()
         if file is not None:
             file.write_bytes(b"".join(map(encode_row, found.answers())))
-        if page is not None:
-            page.write_text(evaluation_report(result), "utf-8")
+        write_page(evaluation_report, result)
     if as_json:
-        print_json({"command": "evaluate", **result}, html=html)
+        print_report(result, html=html)
         return
     print_line(f"{found.task}, {things(len(found.rows), 'row')} of {data}")
     print_table(*evaluation_table(result))

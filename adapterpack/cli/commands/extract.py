@@ -11,7 +11,7 @@ import adapterpack
 from ...hub import folder_of
 from ...readable import show_value, size, things
 from ..options import common_options, option, out_option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from ..progress import show_bytes
 
 
@@ -58,7 +58,7 @@ def command(*, tuned: str, base: str, out: str, modules: str | None, as_json: bo
     summary = adapterpack.inspect(out)
     story = pack.manifest.extensions["x_extract"]
     if as_json:
-        print_json({"command": "extract", **summary, "extract": story})
+        print_report({**summary, "extract": story})
         return
     print_line(
         f"extracted {out} from {tuned}: {things(summary['sites'], 'site')}"

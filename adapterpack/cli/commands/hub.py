@@ -13,7 +13,7 @@ from ...hub.auditing import Audited, audit_sarif
 from ...io import output_file, strict_json
 from ...version import VERSION
 from ..options import address_options, common_options, flag, option
-from ..output import print_json, print_line, print_table
+from ..output import print_line, print_report, print_table
 
 _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
 
@@ -57,7 +57,7 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 
     def ready(address: str) -> None:
         if as_json:
-            print_json({"command": "hub serve", "address": address}, compact=True)
+            print_report({"address": address}, compact=True)
         else:
             print_line(f"{address} serves {folder}; clients find it with HF_ENDPOINT={address}")
 
@@ -102,7 +102,7 @@ def audit(
         with output_file(Path(sarif_file), renews=b"sarif") as path:
             path.write_bytes(strict_json.canonical(audit_sarif(audits, VERSION)))
     if as_json:
-        print_json({"command": "hub audit", "repos": [audited.to_json() for audited in audits]})
+        print_report({"repos": [audited.to_json() for audited in audits]})
     else:
         print_table(["repository", "kind", "state", "errors", "warnings", "first"], map(_row, audits))
     codes = [_EXIT.get(audited.state, EXIT_FAILED) for audited in audits]

@@ -13,7 +13,7 @@ from ...io import refuse_existing
 from ...training.config.sources import Source
 from ...training.data.decompress import files_of
 from ..options import columns_option, common_options, option
-from ..output import print_facts, print_json, print_line
+from ..output import print_facts, print_line, print_report
 from ..progress import show_steps
 
 
@@ -51,7 +51,7 @@ def command(*, base: str, data: str, out: str, method: str, columns: dict[str, s
             base, {"path": data, "columns": columns} if columns else data, out, method=method
         )
     if as_json:
-        print_json({"command": "init", "output": out, "settings": settings})
+        print_report({"output": out, "settings": settings})
         return
     print_facts({key: value for key, value in settings.items() if key != "name"})
     print_line(f"wrote {out}; train it with: adapterpack train {out}")

@@ -8,7 +8,7 @@ import adapterpack
 
 from ...readable import size
 from ..options import common_options, flag, html_option, open_page
-from ..output import print_facts, print_json, print_line, shorten_digests
+from ..output import print_facts, print_line, print_report, shorten_digests
 
 
 @click.command("inspect")
@@ -28,14 +28,14 @@ def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
       adapterpack inspect packs/tickets --full
       adapterpack inspect bundle --html bundle.html
     """
-    with open_page(html) as page:
+    with open_page(html) as write_page:
         summary = adapterpack.inspect(path)
-        if page is not None:
+        if html is not None:
             from ...report.inspection import inspect_report  # noqa: PLC0415 - only a page needs it
 
-            page.write_text(inspect_report(summary), "utf-8")
+            write_page(inspect_report, summary)
     if as_json:
-        print_json({"command": "inspect", **summary})
+        print_report(summary)
         return
     if base := summary.get("base"):  # the digests of variants get a separate line
         variants = [f"{one['relation']} {one['content']}" for one in base["variants"]]

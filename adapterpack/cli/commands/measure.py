@@ -13,7 +13,7 @@ from ...hub import folder_of
 from ...manifest import FILE_NAME
 from ...readable import size, things
 from ..options import common_options, load_pack, option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from ..progress import show_steps
 
 
@@ -60,9 +60,8 @@ def command(*, base: str, pack: str, data: str, out: str, as_json: bool, **optio
     place = Path(out)
     written = (place / FILE_NAME if place.is_dir() else place).stat().st_size
     if as_json:
-        print_json(
+        print_report(
             {
-                "command": "measure",
                 "kind": statistics.kind,
                 "pack": statistics.pack,
                 "rows": statistics.rows,

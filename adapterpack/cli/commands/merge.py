@@ -21,7 +21,7 @@ from ..options import (
     suggest,
     weight_option,
 )
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from ..progress import show_bytes
 
 
@@ -97,7 +97,7 @@ def command(
             **options,
         )
     if as_json:
-        print_json({"command": "merge", **report.to_json()})
+        print_report(report.to_json())
         return
     names = ", ".join(
         pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs

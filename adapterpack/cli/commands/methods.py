@@ -16,7 +16,7 @@ from ...adapter_methods.nodes import NODES, traits
 from ...io import Json
 from ..logs import log_message
 from ..options import common_options, suggest
-from ..output import print_facts, print_json, print_table
+from ..output import print_facts, print_report, print_table
 
 _KEYS = {"min_features": "least"}
 """Traits whose key in the JSON differs from their name, since scripts read it."""
@@ -45,7 +45,7 @@ def command(name: str | None, as_json: bool) -> None:
     if name is not None and name in NODES:
         node = _describe_node(NODES[name])
         if as_json:
-            print_json({"command": "methods", "methods": [], "inits": [], "nodes": [node]})
+            print_report({"methods": [], "inits": [], "nodes": [node]})
         else:
             print_facts(node)
         return
@@ -54,9 +54,8 @@ def command(name: str | None, as_json: bool) -> None:
     chosen = methods().values() if name is None else [get(name)]
     listed = [_describe(method) for method in chosen]
     if as_json:
-        print_json(
+        print_report(
             {
-                "command": "methods",
                 "methods": listed,
                 "inits": [_describe_init(init) for init in INITS.values()],
                 "nodes": [_describe_node(kind) for kind in NODES.values()] if name is None else [],

@@ -14,7 +14,7 @@ from ...pack import describe
 from ...readable import show_value, things
 from ...report.evaluation import evaluation_table
 from ..options import common_options, load_pack, option, out_option
-from ..output import print_json, print_line, print_table
+from ..output import print_line, print_report, print_table
 from ..progress import show_bytes, show_steps
 
 
@@ -42,7 +42,8 @@ def command(
       adapterpack port packs/tickets models/base models/base-v2 -o packs/v2 --data tickets.test.jsonl
     """
     refuse_existing(out)
-    bases, packs = [folder_of(old), folder_of(new)], [load_pack(pack)]
+    bases = [folder_of(old), folder_of(new)]
+    packs = [load_pack(pack)]
     with show_bytes("port") as progress:
         packs.append(adapterpack.port(packs[0], *bases, rank=rank, name=Path(out).name, progress=progress))
     results = []
@@ -52,7 +53,7 @@ def command(
                 results.append(adapterpack.evaluate(base, [one], data=data, progress=say).to_json())
     summary = describe(packs[1].write(out), out)
     if as_json:
-        print_json({"command": "port", **summary, "evaluations": results})
+        print_report({**summary, "evaluations": results})
         return
     found = summary["lineage"]["params"]
     farthest = max(site["distance"] for site in found["sites"].values())

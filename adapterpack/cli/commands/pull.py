@@ -9,7 +9,7 @@ import adapterpack
 from ...hub.artifact import MAX_BYTES
 from ...hub.transport.registry import parse_address
 from ..options import common_options, flag, option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from ..progress import show_bytes
 
 
@@ -65,7 +65,7 @@ def command(
             max_bytes=max_bytes,
         )
     if as_json:
-        print_json({"command": "pull", **done.to_json()})
+        print_report(done.to_json())
         return
     reference = parse_address(source).at(done.commit)
     print_line(f"pulled the {done.kind} {done.id} of {reference} to {done.path}")

@@ -10,7 +10,7 @@ import adapterpack
 
 from ...hub.transport.registry import parse_address
 from ..options import common_options, flag, option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from ..progress import show_bytes
 
 
@@ -43,7 +43,7 @@ def command(*, pack: str, target: str, dry_run: bool, as_json: bool, **options: 
     with show_bytes("push") as progress:
         done = adapterpack.push(pack, target, dry_run=dry_run, progress=progress, **options)
     if as_json:
-        print_json({"command": "push", **done.to_json()})
+        print_report(done.to_json())
         return
     reference = parse_address(target)
     address = reference.address

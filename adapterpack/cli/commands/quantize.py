@@ -14,7 +14,7 @@ from ...hub import folder_of
 from ...readable import size, things
 from ...report.comparison import comparison_report, comparison_table, list_left_out
 from ..options import common_options, html_option, open_page, option, quantization_options, suggest
-from ..output import print_facts, print_json, print_line, print_table
+from ..output import print_facts, print_line, print_report, print_table
 from ..progress import divert_stdout, show_steps
 
 
@@ -86,7 +86,7 @@ def command(
     before = adapterpack.inspect(folder)["bytes"]
     after = adapterpack.inspect(out)
     if as_json:
-        print_json({"command": "quantize", **after, "bytes_before": before})
+        print_report({**after, "bytes_before": before})
         return
     print_line(f"quantized {source} to {out}: {size(before)} became {size(after['bytes'])}")
     report = dict(after["quantization"])
@@ -130,14 +130,13 @@ def compare(
     """Compares the quantized forms of a bundle on the rows of a file, and prints the result."""
     if schemes:
         options["schemes"] = schemes
-    with open_page(html) as page:
+    with open_page(html) as write_page:
         with show_steps() as say:
             found = adapterpack.compare_quantized(bundle, rows, adapter=adapter, progress=say, **options)
         result = found.to_json()
-        if page is not None:
-            page.write_text(comparison_report(result), "utf-8")
+        write_page(comparison_report, result)
     if as_json:
-        print_json({"command": "quantize", **result}, html=html)
+        print_report(result, html=html)
         return
     print_table(
         *comparison_table(result), f"{things(found.rows, 'row')}, {things(found.positions, 'choice')}"

@@ -12,7 +12,7 @@ from ...hub import folder_of
 from ...pack import describe
 from ...readable import show_value, size, things
 from ..options import common_options, load_pack, option, out_option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 from .compose import print_left_out
 
 
@@ -56,7 +56,7 @@ def command(*, pack: str, out: str, base: str | None, as_json: bool, **cuts: Any
     resized = adapterpack.resize(loaded, base=None if base is None else folder_of(base), out=out, **cuts)
     summary = describe(resized, out)
     if as_json:
-        print_json({"command": "resize", **summary, "bytes_before": before})
+        print_report({**summary, "bytes_before": before})
         return
     params = summary["lineage"]["params"]
     print_line(

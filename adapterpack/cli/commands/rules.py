@@ -11,7 +11,7 @@ import adapterpack
 from ...composing.rules.rule import RULES
 from ...io import Json
 from ..options import common_options, suggest
-from ..output import print_facts, print_json, print_table
+from ..output import print_facts, print_report, print_table
 
 
 @click.command("rules")
@@ -30,7 +30,7 @@ def command(name: str | None, as_json: bool) -> None:
     chosen = adapterpack.rules().values() if name is None else [RULES[name]]
     described = [_describe(rule) for rule in chosen]
     if as_json:
-        print_json({"command": "rules", "rules": described})
+        print_report({"rules": described})
     elif name is None:
         print_table(
             ["name", "class", "exact", "what it does"],

@@ -27,7 +27,7 @@ from ..bundle_options import (
     sampling_parameters,
 )
 from ..options import common_options, flag, load_adapter, load_pack, option
-from ..output import print_json, print_line
+from ..output import print_json, print_line, print_report
 from ..progress import divert_stdout, show_rows
 
 
@@ -151,7 +151,7 @@ def command(
             )
     if out is not None and not done.failed:
         if as_json:
-            print_json({"command": "run", "output": out, "rows": done.rows}, compact=True)
+            print_report({"output": out, "rows": done.rows}, compact=True)
         else:
             print_line(f"wrote {things(done.rows, 'row')} to {out}")
     require_all(done, None if out is None else Path(out))
@@ -224,7 +224,7 @@ def _print_answers(
             first = first or first_of(number, error)
         # the answer to a batch request is already an object in OpenAI's form
         if as_json or row.keys() >= {"custom_id", "response"}:
-            print_json({"command": "run", **row} if as_json else row, compact=True)
+            (print_report if as_json else print_json)(row, compact=True)
         else:
             sure = f" ({percent(row['sure'])} sure)" if "sure" in row else ""
             print_line(f"{row.get('adapter') or 'base'}{sure} | {_question(row)} | {_answer(row)}")

@@ -17,7 +17,7 @@ from ...readable import things
 from ...serving.tenants import new_key
 from ..bundle_options import device_of, device_options, open_target, packs_argument
 from ..options import address_options, common_options, flag, load_adapter, load_pack, option, trust_config
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 
 
 def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -190,9 +190,8 @@ def command(
 
     def ready(serving: Any) -> None:
         if as_json:
-            print_json(
+            print_report(
                 {
-                    "command": "serve",
                     "address": serving.address,
                     "base": serving.base,
                     "adapters": serving.adapters,

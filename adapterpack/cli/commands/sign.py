@@ -10,7 +10,7 @@ import adapterpack
 
 from ...pack.trust.keyless import SigstoreSigner
 from ..options import common_options, flag, option, trust_config
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 
 PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
 
@@ -66,7 +66,7 @@ def command(
         password=os.environ.get(PASSWORD),
     )
     if as_json:
-        print_json({"command": "sign", **signature.to_json()})
+        print_report(signature.to_json())
         return
     details = signature.to_json()
     signer = (

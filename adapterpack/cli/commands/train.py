@@ -13,7 +13,7 @@ import adapterpack
 from ...readable import things
 from ..logs import log_message
 from ..options import common_options, flag, html_option, open_page, option
-from ..output import guard_stdout, print_facts, print_json, print_line, print_rich, print_table
+from ..output import guard_stdout, print_facts, print_line, print_report, print_rich, print_table
 from ..progress import divert_stdout, show_training
 
 
@@ -103,10 +103,10 @@ def command(
         _dry_run(config, overrides, rewards, tool, suggest, as_json)
         return
     first = int(os.environ.get("RANK", "0")) == 0
-    with open_page(html if first else None) as page, ExitStack() as stack:
+    with open_page(html if first else None) as write_page, ExitStack() as stack:
         configs, _ = read_config(config, overrides, tool)  # as above
         shown = None
-        if first and (live or page is not None):
+        if first and (live or html is not None):
             from ...report.live import TrainingPage, serve_page  # noqa: PLC0415 - only a page needs them
 
             shown = TrainingPage(configs[0].pack_name)
@@ -132,10 +132,9 @@ def command(
             return  # in a distributed run only one process writes
         if shown is not None:
             shown.packs = trained
-            if page is not None:
-                page.write_text(shown.write(), "utf-8")
+            write_page(shown.write)
     if as_json:
-        print_json({"command": "train", "packs": trained})
+        print_report({"packs": trained})
         return
     for pack in trained:
         scores = [
@@ -171,7 +170,7 @@ def _print_config(config: str, overrides: tuple[str, ...], tool: str | None, as_
     whole = settings[0] if len(settings) == 1 else {"adapters": settings}
     origins = dict(configs[0].origins or {}) if len(configs) == 1 else {}
     if as_json:
-        print_json({"command": "train", "config": whole, "origins": origins, "notes": notes})
+        print_report({"config": whole, "origins": origins, "notes": notes})
         return
     with guard_stdout():
         for note in notes:
@@ -203,7 +202,7 @@ def _dry_run(
     with divert_stdout():
         reports = dry_run(config, overrides, _load_rewards(rewards), tool, suggest)
     if as_json:
-        print_json({"command": "train", "dry_run": reports})
+        print_report({"dry_run": reports})
         return
     for report in reports:
         batch = report.pop("first_batch")

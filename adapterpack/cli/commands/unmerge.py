@@ -8,7 +8,7 @@ import adapterpack
 
 from ...hub import folder_of
 from ..options import common_options, load_pack, option, out_option
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 
 
 @click.command("unmerge")
@@ -31,7 +31,7 @@ def command(*, merged: str, out: str, base: str | None, packs: tuple[str, ...], 
         packs=[load_pack(pack) for pack in packs],
     )
     if as_json:
-        print_json({"command": "unmerge", **report.to_json()})
+        print_report(report.to_json())
         return
     level = "every byte" if report.proof == "content" else "samples of every tensor"
     print_line(

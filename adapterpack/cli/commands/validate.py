@@ -15,7 +15,7 @@ from ...pack import Budget
 from ...pack.validate.sarif import sarif
 from ...version import VERSION
 from ..options import common_options, flag, option, structural_option, suggest
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 
 _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
 
@@ -96,7 +96,7 @@ def command(
         with output_file(Path(sarif_file), renews=b"sarif") as file:
             file.write_bytes(strict_json.canonical(sarif(report, VERSION)))
     if as_json:
-        print_json({"command": "validate", **report.to_json()})
+        print_report(report.to_json())
     else:
         for finding in report.findings:
             message, *more = finding.message.split("\n")

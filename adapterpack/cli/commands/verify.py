@@ -9,7 +9,7 @@ import adapterpack
 from ...hub import folder_of
 from ...pack.trust.keyless import SigstoreIdentity
 from ..options import common_options, option, trust_config
-from ..output import print_json, print_line
+from ..output import print_line, print_report
 
 
 @click.command("verify")
@@ -48,7 +48,7 @@ def command(
     who = key or SigstoreIdentity(identity or "", issuer or "", trust_config)
     signature = adapterpack.verify(folder_of(pack), who, identity=identity)
     if as_json:
-        print_json({"command": "verify", **signature.to_json()})
+        print_report(signature.to_json())
         return
     details = signature.to_json()
     print_line(

@@ -208,8 +208,7 @@ def _directions(parts: np.ndarray) -> np.ndarray:
     that are only rounding.
     """
     u, s, _ = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
-    directions: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
-    return directions
+    return u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
 
 
 def entry_rule(

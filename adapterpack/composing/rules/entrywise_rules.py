@@ -51,7 +51,8 @@ def elect(
 
 def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
     """Does the work of :func:`elect` for ``[T, n]`` entries that are already times their weights."""
-    lead, positive = votes.sum(axis=0), np.maximum(votes, 0).sum(axis=0)
+    lead = votes.sum(axis=0)
+    positive = np.maximum(votes, 0).sum(axis=0)
     # Both sums run in the same order, so that the difference is exactly 0 where no entry is negative.
     won = lead > 0
     negative = lead - positive

@@ -72,7 +72,7 @@ def search_weights(
         >>> [round(value, 1) for value in found]
         [0.8, -0.3]
     """
-    best: tuple[float, np.ndarray] | None = None
+    best = None
 
     def judged(weights: np.ndarray) -> float:
         nonlocal best
@@ -107,7 +107,10 @@ class _Distribution:
 
     def __init__(self, mean: np.ndarray, step: float, seed: int) -> None:
         n = len(mean)
-        self.mean, self.step, self.C, self.rng = mean, step, np.eye(n), np.random.default_rng(seed)
+        self.mean = mean
+        self.step = step
+        self.C = np.eye(n)
+        self.rng = np.random.default_rng(seed)
         self.path, self.turned = np.zeros(n), np.zeros(n)
         self.length = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
 

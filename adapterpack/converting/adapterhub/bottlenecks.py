@@ -100,7 +100,7 @@ def read(
             "phm_rank": setting(config, "phm_rank", int, where),
             "shared_rule": True,
         }
-    sites: Sites = {}
+    sites = {}
     for place, tensors in sorted(places.items()):
         found = family.block(place)
         if found is None:

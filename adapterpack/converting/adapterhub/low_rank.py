@@ -18,7 +18,6 @@ from ...manifest import MethodSites
 from ...peft.tensors import site_of
 from ..numbers import finite_number
 from ..packs import drop_targets
-from .bottlenecks import Sites
 from .families import Family
 from .settings import Settings, require_settings, setting
 
@@ -57,10 +56,8 @@ def read(config: Settings, places: Mapping[str, Tensors], family: Family, where:
         FormatError: the tensors do not fit the settings.
     """
     require_settings(config, _UNDERSTOOD, _FREE, where)
-    rank, alpha = (
-        setting(config, "r", int, where),
-        finite_number(config.get("alpha"), f"{where}#/config/alpha"),
-    )
+    rank = setting(config, "r", int, where)
+    alpha = finite_number(config.get("alpha"), f"{where}#/config/alpha")
     if not 0 < rank <= 1 << 16:
         raise FormatError("the rank is out of range", where=f"{where}#/config/r", found=rank)
     mode = setting(config, "composition_mode", str, where)
@@ -79,7 +76,7 @@ def read(config: Settings, places: Mapping[str, Tensors], family: Family, where:
         for end, word in family.linear.items()
         if word == _PARTS and f".{path}".endswith(f".{end}")
     }
-    sites: Sites = {}
+    sites = {}
     for path, tensors in sorted(places.items()):
         if tensors.keys() != names or any(value.ndim != 2 for value in tensors.values()):
             raise FormatError(

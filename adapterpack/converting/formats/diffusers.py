@@ -116,7 +116,7 @@ def _read(source: ConversionSource) -> Reading:
     parts = _parts(file, source)
     chosen, notes = choose_models(parts, source)
     sites: _Sites = {}
-    without_alpha: list[str] = []
+    without_alpha = []
     for part in chosen:
         of_part, missing = _sites(file, parts[part], part, source)
         sites |= {f"{part}.{path}" if len(chosen) > 1 else path: value for path, value in of_part.items()}

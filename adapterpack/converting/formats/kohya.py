@@ -158,7 +158,7 @@ def _pack(
     without a stated alpha.
     """
     sites: dict[str, dict[Site, tuple[Any, Tensors]]] = {}
-    full: dict[str, Tensors] = {}
+    full = {}
     without_alpha = []
     for module, layer in sorted(layers.items(), key=lambda item: item[1].path):
         leaves = modules[module]

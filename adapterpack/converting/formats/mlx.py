@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Arrays, Method, Site, get
+from ...adapter_methods import Method, get
 from ...errors import FormatError, Unsupported, excerpt
 from ...io import SafetensorsFile, npz_file, safetensors, strict_json
 from ...manifest import MethodSites
@@ -71,7 +71,7 @@ def _read(source: ConversionSource) -> Reading:
         "fuse it with mlx_lm.fuse",
     )
     require_pairs(modules, leaves, file.path)
-    sites: dict[Site, tuple[Any, Arrays]] = {}
+    sites = {}
     for path, keys in modules.items():
         where = f"{file.path}, {path}"
         tensors = {leaf: file.read(key) for leaf, key in keys.items()}

@@ -149,7 +149,7 @@ def _expert(source: ConversionSource, number: int) -> Pack:
 def _classifier(source: ConversionSource, settings: XLoRA, dropout: bool) -> Arrays:
     """Returns the classifier's layers under the node's parameter names; the node checks their shapes."""
     own = _tensors(source.path, source)
-    made: Arrays = {}
+    made = {}
     for at in range(settings.depth):
         # between two linear layers there is an activation, and possibly dropout
         number = at * (3 if dropout else 2)
@@ -231,7 +231,8 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:
 
 def _member(pack: Pack, member: str) -> Pack:
     """Returns a member of a composed pack as a separate pack."""
-    claims, method = pack.manifest, pack.method.config.methods[member]
+    claims = pack.manifest
+    method = pack.method.config.methods[member]
     sites = {}
     for adapter in pack.adapters():
         if member in adapter.config.configs:

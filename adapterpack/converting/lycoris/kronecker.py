@@ -66,7 +66,8 @@ def split_kronecker(params: Tensors, points: int, where: str) -> KroneckerSplit:
             "the factors of a module do not fit each other", where=where, found=shapes_of(params)
         )
     (a, b) = first
-    (c, d) = (second[0], second[1] // points)
+    c = second[0]
+    d = second[1] // points
     rank = next(iter(ranks), None)
     for factor in _candidates(a, b, c, d):
         if (split_width(a * c, factor), split_width(b * d, factor)) == ((a, c), (b, d)) and _splits(

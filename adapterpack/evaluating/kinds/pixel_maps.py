@@ -44,7 +44,8 @@ def _count_pixels(model: EvaluatedModel, row: EvaluationRow, result: Result) -> 
     file, targets = row.known
     mask = nearest(model.media.mask(file, row.place), given.T.shape)
     named = mask < len(targets)
-    wanted, found = np.array(targets)[mask[named]], given.T[named]
+    wanted = np.array(targets)[mask[named]]
+    found = given.T[named]
     one, two, both = (
         np.bincount(values, minlength=count + 1)[:count]
         for values in (wanted, found, wanted[wanted == found])

@@ -122,7 +122,8 @@ def _values(replies: Sequence[RowReply]) -> np.ndarray:
     )
 
 
-_read, _read_verdicts = _reader(_likely), _reader(_likely, paired=False)
+_read = _reader(_likely)
+_read_verdicts = _reader(_likely, paired=False)
 for _name, _task, _columns, _read_rows, _judge_rows in (
     ("preferences", "text-generation", _SIDES, _read, _judge),
     ("scores", "text-classification", _SIDES, _reader(_scored, asks=True), _judge),

@@ -125,7 +125,7 @@ def length_options(session: Session, rows: Sequence[EvaluationRow]) -> Mapping[s
 
 def _judge(rows: AnsweredRows) -> Judgement:
     measures = []
-    figures = dict[str, np.ndarray]()
+    figures = {}
     badness = np.zeros(len(rows.rows))
     answers = [reply.results[0]["completion"] if reply.results else "" for reply in rows.replies]
     if rows.rows[0].asked:

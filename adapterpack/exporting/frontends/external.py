@@ -117,7 +117,7 @@ def _nodes(model: ir.Model, name: str, transposed: bool) -> list[ir.Node]:
     """Returns the nodes that multiply by an initializer, whose columns are their output features, or its rows
     if it is not ``transposed``.
     """
-    readers: list[ir.Node] = []
+    readers = []
     for node, index in model.graph.initializers[name].uses():
         if node.op_type == "Transpose":
             products = [user for user, place in node.outputs[0].uses() if place == 1]
@@ -153,7 +153,8 @@ def _separate_modules(
             remedy="export with --mode folded",
         )
     last, bias = with_bias(node.outputs[0], total)
-    outputs, branches = [], {}
+    outputs = []
+    branches = {}
     for part in _fill_gaps(modules, total, name):
         branch, end = _linear(model, node, part, value.const_value, transposed, bias)
         outputs.append(end)
@@ -175,7 +176,8 @@ def _separate_modules(
 
 def _fill_gaps(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
     """Returns the parts, with the remaining output features as parts that no pack changes."""
-    parts, at = [], 0
+    parts = []
+    at = 0
     for part in (*modules, _Part(total, 0, "")):
         if part.at > at:
             parts.append(_Part(at, part.at - at, f"{name}[{at}:{part.at}]"))
@@ -209,13 +211,17 @@ def _linear(
     nodes = [node]
     end = node.outputs[0]
     shape = ir.Shape([*list(x.shape)[:-1], part.width])
-    end.name, end.shape, end.type = f"{part.path}/product", shape, x.type
+    end.name = f"{part.path}/product"
+    end.shape = shape
+    end.type = x.type
     if bias is not None:
         own = bias.const_value.numpy()[features]
         added = _initializer(model, f"{part.path}.bias_", lambda: np.ascontiguousarray(own), own.shape)
         plus = ir.node("Add", [end, added], name=f"{part.path}/Add")
         end = plus.outputs[0]
-        end.name, end.shape, end.type = f"{part.path}/output", ir.Shape(list(shape)), x.type
+        end.name = f"{part.path}/output"
+        end.shape = ir.Shape(list(shape))
+        end.type = x.type
         nodes.append(plus)
     model.graph.insert_before(old, nodes)
     return node, end

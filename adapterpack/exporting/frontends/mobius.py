@@ -160,7 +160,7 @@ def _look_back(graph: ir.Graph, config: Config) -> None:
         add("GreaterOrEqual", back, 0),
         add("Cast", add("Unsqueeze", mask, [1]), to=ir.DataType.BOOL),
     )
-    biases: dict[int | None, ir.Value] = {}
+    biases = {}
     for node, reach in zip(attentions, reaches, strict=True):  # the builder creates attentions in layer order
         if reach.window not in biases:
             near = seen if reach.window is None else add("And", seen, add("Less", back, reach.window))

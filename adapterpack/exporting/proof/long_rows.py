@@ -133,7 +133,8 @@ def _error(found: Tensors, expected: Tensors, tail: bool, dtype: str) -> float:
     """Returns the largest difference; with ``tail``, compares only the last positions that both have."""
     errors = [0.0]
     for key in found.keys() & expected.keys():
-        one, other = found[key][..., : expected[key].shape[-1]], expected[key]
+        one = found[key][..., : expected[key].shape[-1]]
+        other = expected[key]
         if tail and one.ndim == 3:
             count = min(one.shape[1], other.shape[1])
             one, other = one[:, -count:], other[:, -count:]

@@ -141,7 +141,7 @@ def _by_itself(bundle: Bundle, folder: Path, source: ExportSource, say: Say) -> 
     names = [None, *(pack.name for pack in source.packs)]
     steps = StepCounter(len(names) + _itself_steps(session, len(names)), say)
     batch = _batch(session, source, lambda: empty_model(source.folder, task))
-    outputs: dict[str | None, Arrays] = {}
+    outputs = {}
     for name in names:
         outputs[name] = _outer(session, session.run(batch, name))
         steps.tick()
@@ -206,8 +206,8 @@ def prove(
     task = source.task
     tolerance = precision(session.bundle.dtype).tolerance
     batch = _batch(session, source, lambda: model)
-    errors: dict[str, Errors] = {}
-    outputs: dict[str | None, Arrays] = {}
+    errors = {}
+    outputs = {}
     count = 1 + len(source.packs)
     steps = StepCounter(count + _itself_steps(session, count) + bool(plan.whole), say)
     for name, expected in run_torch(task, model, batch, source.packs):

@@ -219,7 +219,8 @@ def real_positions(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | 
     """Returns which positions of an output are not padding, ``[rows, positions]``; None where each row has
     one vector.
     """
-    mask, frames = batch.get("attention_mask"), batch.get(FRAMES)
+    mask = batch.get("attention_mask")
+    frames = batch.get(FRAMES)
     if frames is not None and output.ndim == 3:
         return np.asarray(np.arange(output.shape[1]) < frames)
     if key in SPANS and mask is not None:

@@ -318,7 +318,8 @@ def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) ->
     def around(*args: Any, **kwargs: Any) -> Any:
         inputs = {**dict(zip(takes, args, strict=False)), **kwargs}
         own = trunk.get_input_embeddings()(inputs.pop("input_ids"))
-        room, length = slots["virtual"].shape[1], own.shape[1]
+        room = slots["virtual"].shape[1]
+        length = own.shape[1]
         place = torch.arange(room + length)[None]
         behind = torch.where(place - count < length, place - count + room, place - length)
         places = torch.where(place < count, place, behind)

@@ -286,7 +286,8 @@ def _with_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
         for leaf, child in list(parent.named_children()):
             if isinstance(child, Conv1D):
                 layer = nn.utils.skip_init(nn.Linear, child.nx, child.nf, dtype=child.weight.dtype)
-                layer.weight, layer.bias = nn.Parameter(child.weight.detach().T.contiguous()), child.bias
+                layer.weight = nn.Parameter(child.weight.detach().T.contiguous())
+                layer.bias = child.bias
                 setattr(parent, leaf, layer)
     return model
 

@@ -233,7 +233,8 @@ class SeeingDecoder(CausalDecoder):
         is_image = input_ids == self.config.image_token_id
         table = self.inner.get_input_embeddings()
         count = image_features.shape[1]
-        ids, others = input_ids, {}
+        ids = input_ids
+        others = {}
         if "per_layer_inputs" in self.takes:
             text = self.config.get_text_config()
             # to the model, tokens of pictures and sounds without one are padding
@@ -326,7 +327,8 @@ def _added_after(model: PreTrainedModel, features: list[Tensor]) -> Iterator[Non
 @contextlib.contextmanager
 def _pooled_by_blocks(tower: PreTrainedModel) -> Iterator[None]:
     """Makes a tower's pooler take patches whose blocks lie together, without padding."""
-    pooler, size = tower.pooler, tower.config.pooling_kernel_size
+    pooler = tower.pooler
+    size = tower.config.pooling_kernel_size
 
     def pool(hidden_states: Tensor, **_: object) -> tuple[Tensor, object]:
         blocks = hidden_states.reshape(-1, size**2, hidden_states.shape[-1])

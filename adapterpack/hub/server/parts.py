@@ -40,7 +40,8 @@ class UploadedParts:
     """The parts of all files that are being uploaded to a storage."""
 
     def __init__(self, storage: HubStorage) -> None:
-        self.storage, self.root = storage, own_folder(storage.root / "tmp" / "parts")
+        self.storage = storage
+        self.root = own_folder(storage.root / "tmp" / "parts")
 
     def remove_older(self, until: float) -> None:
         """Removes the parts of every file that has received no part since ``until``."""

@@ -45,7 +45,8 @@ def models(asked: HubRequest) -> Response:
     """Lists the repositories that the client may see, in pages that the Link header connects; ``author``
     selects an owner.
     """
-    storage, query = asked.storage, asked.request.query_params
+    storage = asked.storage
+    query = asked.request.query_params
 
     def list_repos() -> Iterator[tuple[str, Any]]:
         for repo in storage.repos():
@@ -102,7 +103,8 @@ def tree(asked: HubRequest) -> Response:
 
 def _page(asked: HubRequest, items: Iterator[tuple[str, Any]]) -> Response:
     """Returns the first values of (cursor, value) pairs, with a Link to the rest."""
-    query, headers = asked.request.query_params, {}
+    query = asked.request.query_params
+    headers = {}
     text = query.get("limit", str(PAGE))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise bad_request("limit is a number")

@@ -48,7 +48,9 @@ class Tree(Mapping[str, Entry]):
     """
 
     def __init__(self, pages: Sequence[Page], load: Callable[[str], bytes]) -> None:
-        self.pages, self._load, self._last = tuple(pages), load, (-1, dict[str, Entry]())
+        self.pages = tuple(pages)
+        self._load = load
+        self._last = (-1, dict[str, Entry]())
 
     @classmethod
     def of(cls, files: Mapping[str, Entry]) -> Tree:

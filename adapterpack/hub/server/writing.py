@@ -132,7 +132,7 @@ def settings(asked: HubRequest) -> Response:
     (``gated``).
     """
     value = asked.json(dict[str, Any])
-    changes = dict[str, Any]()
+    changes = {}
     if "gated" in value:
         changes["gated"] = value["gated"]
     if "visibility" in value or "private" in value:

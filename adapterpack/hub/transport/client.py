@@ -227,7 +227,7 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
             entries = []
     files = [entry for entry in entries if entry.type == "file"]
     names.require_safe([entry.path for entry in files], remote)
-    listed: dict[str, ListedFile] = {}
+    listed = {}
     for entry in files:
         path = entry.path
         size = entry.size

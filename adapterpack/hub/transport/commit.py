@@ -167,7 +167,7 @@ def _by_requests(remote: Remote, draft: Draft, progress: Progress) -> tuple[Any,
 
 def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]:
     """Returns the paths of the files that the hub wants as large files of git."""
-    large = set[str]()
+    large = set()
     paths = list(files)
     for start in range(0, len(paths), _BATCH):
         value = {
@@ -294,7 +294,7 @@ def _send_parts(hub: Endpoint, file: LocalFile, upload: Action, progress: Callab
             where=_name(file),
             found=f"{len(addresses)} parts of {part_size}",
         )
-    etags: list[str] = []
+    etags = []
     try:
         for number, address in enumerate(addresses):
             start = number * part_size

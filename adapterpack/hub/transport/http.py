@@ -258,7 +258,8 @@ def request_json(
         expected = "JSON"
         found = repr(data[:40])
     except msgspec.ValidationError as error:
-        expected, found = "what its API describes", str(error)[:200]
+        expected = "what its API describes"
+        found = str(error)[:200]
     raise HubError("the hub does not answer as it should", where=where, expected=expected, found=found)
 
 

@@ -54,7 +54,8 @@ class _Guard:
     """The hooks of one session; ``home`` is the origin of the hub."""
 
     def __init__(self, home: tuple[str, str, int | None]) -> None:
-        self.home, self.listings = home, 0
+        self.home = home
+        self.listings = 0
 
     def request(self, request: Any) -> None:
         """Removes the token for other hosts, asks for uncompressed responses, and ends an endless listing."""

@@ -123,7 +123,8 @@ class RegistryClient:
             self._auth, self._container = (import_module(f"oras.{name}") for name in ("auth", "container"))
         self.reference, (self.host, _, name) = reference, reference.repo.partition("/")
         scheme = "http" if is_loopback(self.host.partition(":")[0]) else "https"
-        self.home, self.url = f"{scheme}://{self.host}", f"{scheme}://{self.host}/v2/{name}/"
+        self.home = f"{scheme}://{self.host}"
+        self.url = f"{scheme}://{self.host}/v2/{name}/"
         self._granted = dict[str, str]()
 
     @contextmanager

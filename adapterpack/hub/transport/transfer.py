@@ -35,7 +35,8 @@ def read_range(remote: Remote, path: str, start: int, length: int) -> bytes:
     """
 
     def once() -> bytes:
-        parts, left = [], length
+        parts = []
+        left = length
         with remote.open(path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
             if not _is_rest(response, start, f"{remote}, {path}") and start:
                 raise HubError(

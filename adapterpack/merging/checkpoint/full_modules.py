@@ -50,8 +50,8 @@ def resolve(
     """
     owner: dict[str, str] = {}
     replaced = dict(tables)
-    added: Arrays = {}
-    prefixes: set[str] = set()
+    added = {}
+    prefixes = set()
     for pack in packs:
         groups = {group.path: group for group in pack.manifest.groups}
         full = pack.full()

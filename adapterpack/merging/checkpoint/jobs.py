@@ -29,7 +29,7 @@ def jobs(shards: Sequence[Shard]) -> list[TensorJob]:
         for tensor in tensors.values()
         if tensor.item.written_with is not None and tensor.item.source is not None
     }
-    all_jobs: list[TensorJob] = []
+    all_jobs = []
     for shard in shards:
         unchanged = []
         for item in items[shard.name]:

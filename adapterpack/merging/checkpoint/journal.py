@@ -45,7 +45,8 @@ class Journal:
         self.folder = staging / FOLDER
         self.folder.mkdir(exist_ok=True)
         # at first all: an earlier process may have written to them
-        self._unsynced, self._lock = set(files), threading.Lock()
+        self._unsynced = set(files)
+        self._lock = threading.Lock()
         self._file = open_own_file(
             self.folder / f"{share.index}-of-{share.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND
         )
@@ -96,7 +97,7 @@ class Journal:
             OSError: at the end of the block, where a sync failed.
         """
         ended = threading.Event()
-        failed = list[OSError]()
+        failed = []
 
         def sync_repeatedly() -> None:
             try:

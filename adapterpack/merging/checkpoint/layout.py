@@ -88,7 +88,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
     last = list(base.files)[-1]
     folds = sources(todo)
     built = []
-    written = set[str]()
+    written = set()
     cuts = _cuts(base, [*folds, *todo.full_modules.replaced])
 
     def source(name: str, info: TensorInfo, recoded: bool = False) -> Json:

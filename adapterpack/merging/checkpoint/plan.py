@@ -309,7 +309,8 @@ def _target(
     stored_bias = module_parameter(name, "bias")
     bias = stored_bias if stored_bias in base.tensors else None
     old = None if bias is None else base.read(bias)
-    changes_bias, effective = False, []
+    changes_bias = False
+    effective = []
     for contribution in contributions:
         parts = [(slice_of(contribution, number), matrix) for number, matrix in enumerate(matrices)]
         bounds = [(bind(part, dtype, matrix, old), matrix) for part, matrix in parts]

@@ -44,9 +44,11 @@ class JobQueue:
     """
 
     def __init__(self, jobs: Sequence[TensorJob], numbers: Sequence[int]) -> None:
-        self._jobs, self._lock = jobs, threading.Lock()
+        self._jobs = jobs
+        self._lock = threading.Lock()
         self._waiting: dict[frozenset[str], deque[int]] = {}
-        self._left, self._busy = Counter[frozenset[str]](), Counter[str]()
+        self._left = Counter[frozenset[str]]()
+        self._busy = Counter[str]()
         for number in numbers:
             self._waiting.setdefault(jobs[number].files, deque()).append(number)
             self._left[jobs[number].files] += jobs[number].nbytes

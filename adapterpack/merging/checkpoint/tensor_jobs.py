@@ -107,7 +107,9 @@ class OutputParts:
     """
 
     def __init__(self, context: MergeContext, tensors: Mapping[str, MergedTensor]) -> None:
-        self._context, self._tensors, self._stack = context, tensors, ExitStack()
+        self._context = context
+        self._tensors = tensors
+        self._stack = ExitStack()
         self._gathered: Arrays = {}
         self._written = dict.fromkeys(tensors, 0)
 

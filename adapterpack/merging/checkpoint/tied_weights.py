@@ -42,8 +42,8 @@ def split_tied(
         Unsupported: one use of a tied tensor is adapted and the other is not, or differently, and ``untie``
             is off.
     """
-    result = dict[str, list[Contribution]]()
-    copies = dict[str, str]()
+    result = {}
+    copies = {}
     for name, of_tensor in contributions.items():
         heads = [one for one in of_tensor if _is_head(name, one)]
         tables = [one for one in of_tensor if one not in heads]

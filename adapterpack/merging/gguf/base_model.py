@@ -136,7 +136,8 @@ class GGUFBase(MergeBase):
     def __init__(self, path: StrPath, checkpoint: StrPath | None = None) -> None:
         before = identity(Path(path))
         self.file = GGUFFile(Path(path))
-        self.folder, self._watch = self.file.path.parent, None
+        self.folder = self.file.path.parent
+        self._watch = None
         name = self.file.path.name
         self.index = None
         self.identities = {name: before}
@@ -198,7 +199,8 @@ class GGUFBase(MergeBase):
         """
         heads = self.file.number("attention.head_count")
         groups = self.file.number("attention.head_count_kv") or heads
-        path, tensor = name.rpartition(".")[0], self.file.entries[name]
+        path = name.rpartition(".")[0]
+        tensor = self.file.entries[name]
         if heads is None or groups is None:
             if self.file.family.reorders and path.rpartition(".")[2] in ("q_proj", "k_proj"):
                 raise FormatError(

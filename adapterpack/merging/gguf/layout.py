@@ -37,7 +37,7 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
     header = base.file.header
     folds = sources(todo)
     infos = b""
-    places = list[TensorInfo]()
+    places = []
     end = 0
     for name, tensor in base.file.entries.items():
         kind = _type(tensor, dtype)
@@ -56,7 +56,8 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
 
 
 def _require_no_additions(base: GGUFBase, todo: MergePlan, dtype: str | None) -> None:
-    where, full = base.file.path, todo.full_modules
+    where = base.file.path
+    full = todo.full_modules
     if full.added or todo.copies or full.vocab_size:
         raise Unsupported(
             "a pack brings modules or words that the file lacks, and none are added to it",

@@ -279,7 +279,7 @@ def _locate(origin: _Origin, todo: plan.MergePlan) -> _LocatedPlan:
 def _require_disjoint(graph: GraphFile, places: Sequence[TensorPlace]) -> None:
     """Checks that no number belongs to two changed tensors, or to another initializer as well."""
     pieces_of: dict[str, list[tuple[WeightPiece, str]]] = {}
-    changed = set[str]()
+    changed = set()
     for place in places:
         for piece in place.all_pieces:
             for name in _changed_initializers(piece):

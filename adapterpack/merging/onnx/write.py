@@ -91,7 +91,8 @@ class GraphWriter:
         """Writes ``part`` with its first number at element ``first`` of an initializer whose rows are
         ``width`` long.
         """
-        sink, size = self.sinks[place.file], place.dtype.itemsize
+        sink = self.sinks[place.file]
+        size = place.dtype.itemsize
         if part.shape[1] == width or len(part) == 1:
             write_all(sink, part, place.offset + first * size)
             return

@@ -138,7 +138,9 @@ def seal(
         ConfigError: the identity or the expiry is invalid.
         OutputExists: the artifact is already signed.
     """
-    folder, kind, signer = artifact.folder, artifact.kind, _signer_of(key, password)
+    folder = artifact.folder
+    kind = artifact.kind
+    signer = _signer_of(key, password)
     moment = statement.expiry(expires) if isinstance(expires, str) else expires
     if moment is not None and (moment.tzinfo is None or moment <= datetime.now(UTC)):
         raise ConfigError(
@@ -196,7 +198,9 @@ def unseal(
     Raises:
         Unsigned, WronglySigned, SignatureExpired, Revoked, UnsupportedSignature: as for :func:`verify`.
     """
-    kind, file, verifier = artifact.kind, artifact.folder / FILE_NAME, _verifier_of(key)
+    kind = artifact.kind
+    file = artifact.folder / FILE_NAME
+    verifier = _verifier_of(key)
     if not os.path.lexists(file):
         raise Unsigned(
             f"the {kind} is not signed",

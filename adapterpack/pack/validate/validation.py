@@ -183,7 +183,7 @@ def _examine(
 
 def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Finding], list[str]]:
     """Returns the findings up to the first check with an error, and what there was no time for."""
-    findings: list[Finding] = []
+    findings = []
     for check in checks:
         try:
             subject.budget.require_time(f"{check.__name__.replace('_', ' ')} and what follows")
@@ -201,7 +201,7 @@ def cap_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Returns the findings, at most a thousand per rule plus their number, because a malicious file can have
     one every few bytes.
     """
-    kept = list[Finding]()
+    kept = []
     counts = Counter[str]()
     for finding in findings:
         counts[finding.rule] += 1

@@ -174,7 +174,8 @@ def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: 
             name=f"{name}/{role}",
         )
         result = product.outputs[0]
-        result.name, result.type = f"{product.name}:0", y.type
+        result.name = f"{product.name}:0"
+        result.type = y.type
         result.shape = None if y.shape is None else ir.Shape([*list(y.shape)[:-1], rows])
         graph.insert_before(node, product)
     total = ir.node("Add", [y, result], name=f"{name}/corrected")

@@ -152,13 +152,13 @@ def inputs_of(session: Session) -> Arrays:
     """
     rng = np.random.default_rng(canary.SEED)
     rows = len(canary.LENGTHS)
-    inputs: Arrays = {}
+    inputs = {}
     shapes = {
         name: value.shape
         for graph in map(session.graph, session.bundle.parts)
         for name, value in graph.inputs.items()
     }
-    images: list[int] = []
+    images = []
     if "image_features" in session.task.main.inputs:
         inputs = session.image_layout.example(rows, rng)
         images = session.image_lengths(inputs)

@@ -52,7 +52,8 @@ def quantize_product(
             joint = ir.tensor(array, value.const_value.dtype, name=name)
             for one in kept:
                 one.const_value = None  # graphs are reference cycles: free the numbers now
-            value.const_value, value.shape = joint, joint.shape
+            value.const_value = joint
+            value.shape = joint.shape
         for node in whole:
             if "N" in node.attributes:
                 node.attributes["N"] = ir.AttrInt64("N", product.out)

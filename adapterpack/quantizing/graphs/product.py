@@ -222,7 +222,8 @@ class _Nodes:
     """Collects the nodes and constants that replace a product."""
 
     def __init__(self, product: ConstantProduct) -> None:
-        self.replaced, self.x = product, product.input()
+        self.replaced = product
+        self.x = product.input()
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []
 

@@ -97,7 +97,7 @@ class StoredWeights:
 
     def _side_by_side(self, rows: np.ndarray) -> list[str] | None:
         """Returns the weights whose rows follow each other in ``rows``, or None."""
-        names = list[str]()
+        names = []
         at = 0
         while at < len(rows):
             name = next(

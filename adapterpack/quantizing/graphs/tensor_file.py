@@ -17,7 +17,8 @@ class TensorFile:
     """A file that grows by one tensor at a time."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._end = path, 0
+        self.path = path
+        self._end = 0
 
     def append(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         """Appends a tensor to the file, at a multiple of a page, and returns it as external data; returns a

@@ -168,7 +168,8 @@ class InputsMode(AdapterMode):
             Unsupported: the graph has no input for a part of it, or one of a smaller rank.
         """
         require_new(pack.name, attached)
-        session, sites = self.session, self.session.bundle.sites
+        session = self.session
+        sites = self.session.bundle.sites
         require_positions(pack, sites)
         values = group_slots(session.slot_values.of(pack), sites)
         fitted, _ = fit(values, session.folder / graph_file(MAIN))

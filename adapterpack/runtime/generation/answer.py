@@ -77,7 +77,9 @@ class Answer:
     sequences: tuple[Ending, ...] = ()
 
     def __init__(self, request: AnswerRequest) -> None:
-        self._ends, self._room, self._stream = request.end_ids, request.room, request.make_detokenizer()
+        self._ends = request.end_ids
+        self._room = request.room
+        self._stream = request.make_detokenizer()
         self.sampler = request.make_sampler()
         self.sampled: list[SampledToken] = []
         self.reason: str | None = None

@@ -50,8 +50,11 @@ class BeamAnswer:
     stop = None
 
     def __init__(self, request: AnswerRequest) -> None:
-        self._request, self._sampling, self._room = request, request.sampling, request.room
-        self._ends, self.width = request.end_ids, request.sampling.num_beams
+        self._request = request
+        self._sampling = request.sampling
+        self._room = request.room
+        self._ends = request.end_ids
+        self.width = request.sampling.num_beams
         first = _Beam((), request.make_sampler())
         self._beams = [first] * self.width
         self._scores = np.full(self.width, _NEVER)

@@ -30,7 +30,8 @@ class PassCosts:
     """
 
     def __init__(self) -> None:
-        self._squares, self._products = np.zeros((2, 2)), np.zeros(2)
+        self._squares = np.zeros((2, 2))
+        self._products = np.zeros(2)
 
     def add(self, tokens: int, seconds: float) -> None:
         """Takes in a pass over so many tokens."""
@@ -57,7 +58,10 @@ class GuessLength:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._length, self._skip, self._skipped = most, min(_FIRST, most), 0, 0
+        self._most = most
+        self._length = min(_FIRST, most)
+        self._skip = 0
+        self._skipped = 0
         self._rate = _RATE
 
     def next(self, worth: float = 0.0) -> int:

@@ -60,7 +60,8 @@ class MaskQueue:
         future: Future[bytes] = Future()
         with self._lock:
             self._tasks.append((future, compute))
-            begins, self._runs = not self._runs, True
+            begins = not self._runs
+            self._runs = True
         if begins:
             _threads().submit(self._take_turn)
         return future
@@ -129,7 +130,8 @@ class TokenMask:
     def _settle(self) -> None:
         """Waits for the mask that another thread computes, since a matcher is not thread-safe."""
         if self._next is not None:
-            pending, self._next = self._next, None
+            pending = self._next
+            self._next = None
             self._bits = pending.result()
 
     def _compute_mask(self) -> bytes:

@@ -156,7 +156,8 @@ class _TiledImages(ImageLayout):
 
     def _arrange(self, tiles: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Returns the features of one image, from those of its tiles ``[tiles, positions + 1, hidden]``."""
-        base, line = tiles[0, :-1], tiles[:1, -1:]
+        base = tiles[0, :-1]
+        line = tiles[:1, -1:]
         if len(tiles) == 1:
             return np.concatenate([base, line[0]])
         rows, columns = self._grid(size)
@@ -343,7 +344,7 @@ def rows_of_images(ids: np.ndarray, token: int, lengths: Sequence[int]) -> list[
         [0, 0, 2]
     """
     counts = (ids == token).sum(1)
-    rows = list[int]()
+    rows = []
     row = 0
     left = counts.copy()
     for length in lengths:
@@ -387,7 +388,8 @@ def image_shape(vision: Config) -> tuple[int, int, int]:
     Raises:
         Unsupported: the config does not say how large they are.
     """
-    size, channels = vision.get("image_size"), vision.get("num_channels", 3)
+    size = vision.get("image_size")
+    channels = vision.get("num_channels", 3)
     if size is None:
         raise Unsupported(
             "the config does not say how large the model's images are",

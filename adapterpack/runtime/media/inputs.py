@@ -113,7 +113,8 @@ def sound_of(given: Recording, shape: Sequence[Any], config: Config) -> np.ndarr
         ConfigError: the sound is empty, too short or too long.
     """
     if isinstance(given, bytes):
-        data, where = given, "the bytes"
+        data = given
+        where = "the bytes"
     elif isinstance(given, str) and given.startswith(_SOUND):
         data = bytes_in(given, "sound")
         where = given[:40]

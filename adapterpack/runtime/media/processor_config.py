@@ -22,7 +22,8 @@ _LARGEST = 1 << 13
 """The longest edge that a configuration may set, in pixels."""
 _FILTERS = range(6)
 """Pillow's numbers of resampling filters, which configurations use."""
-_BOTH, _SHORT = {"height", "width"}, {"shortest_edge"}
+_BOTH = {"height", "width"}
+_SHORT = {"shortest_edge"}
 _EDGES = {"shortest_edge", "longest_edge"}
 _TABLES = tomllib.loads((Path(__file__).parent / "processors.toml").read_text("utf-8"))
 

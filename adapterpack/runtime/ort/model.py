@@ -69,13 +69,12 @@ class OrtModel:
     def __init__(
         self, folder: Path, part: str, resolved: ResolvedDevice, dtype: str = DEFAULT, mapped: bool = False
     ) -> None:
-        self.path, self.resolved, self.memory, self.dtype = (
-            folder / graph_file(part),
-            resolved,
-            resolved.memory,
-            dtype,
-        )
-        self.ragged, self.lora = False, list[str]()
+        self.path = folder / graph_file(part)
+        self.resolved = resolved
+        self.memory = resolved.memory
+        self.dtype = dtype
+        self.ragged = False
+        self.lora = list[str]()
         self.halves = False
         options = resolved.session_options()
         with self._opening(resolved):

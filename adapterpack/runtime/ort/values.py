@@ -82,7 +82,8 @@ def _identity(memory: str) -> ort.InferenceSession:
 
     kind = ir.TensorType(ir.DataType.BFLOAT16)
     node = ir.node("Identity", [ir.Value(name="from", type=kind)])
-    node.outputs[0].name, node.outputs[0].type = "to", kind
+    node.outputs[0].name = "to"
+    node.outputs[0].type = kind
     model = ir.Model(
         ir.Graph(list(node.inputs), node.outputs, nodes=[node], opset_imports={"": 21}, name="copy"),
         ir_version=10,

@@ -71,7 +71,8 @@ def collapse(ids: Sequence[int], blank: int) -> list[tuple[int, int, int]]:
         >>> collapse([5, 5, 0, 5, 7], 0)
         [(5, 0, 2), (5, 3, 4), (7, 4, 5)]
     """
-    spoken, start = [], 0
+    spoken = []
+    start = 0
     for number, group in groupby(ids):
         end = start + sum(1 for _ in group)
         if number != blank:

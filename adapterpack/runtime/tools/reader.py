@@ -89,8 +89,10 @@ class CallReader:
         self._names = names
         self._most = most
         self._marks = [mark for mark in (family.marker, *family.others) if mark]
-        self._head, self._closing = _head(family), family.closing.strip()
-        self.text, self.calls = "", list[Call]()
+        self._head = _head(family)
+        self._closing = family.closing.strip()
+        self.text = ""
+        self.calls = list[Call]()
         self._pieces: list[AnswerPiece] = []
         self._step: Callable[[str, bool], bool] = self._text
         self._at = 0  # the index up to which the answer has been read
@@ -124,7 +126,10 @@ class CallReader:
             self._say(text)
             self._at += len(text)
         if found:
-            self._at, self._call_at, self._listed, self._step = at, at + size, False, self._begin
+            self._at = at
+            self._call_at = at + size
+            self._listed = False
+            self._step = self._begin
         return bool(found)
 
     def _begin(self, said: str, ended: bool) -> bool:
@@ -135,7 +140,9 @@ class CallReader:
         if match is not None and match["name"] in self._names:
             self._listed |= bool(match.groupdict().get("list"))
             self._open(match["name"])
-            self._at, self._brackets, self._step = match.end(), Brackets(match.end()), self._arguments
+            self._at = match.end()
+            self._brackets = Brackets(match.end())
+            self._step = self._arguments
             return True
         value = self._values(said, self._call_at)
         if value is None and not ended:
@@ -161,7 +168,8 @@ class CallReader:
         if end is None:
             return False
         self._end()
-        self._brackets, self._step = Brackets(end, 1), self._close if self._family.named else self._rest
+        self._brackets = Brackets(end, 1)
+        self._step = self._close if self._family.named else self._rest
         return True
 
     def _rest(self, said: str, ended: bool) -> bool:
@@ -180,9 +188,12 @@ class CallReader:
         if at == len(said) and not ended:
             return False
         if said.startswith(",", at):
-            self._at, self._call_at, self._step = at, at + 1, self._begin
+            self._at = at
+            self._call_at = at + 1
+            self._step = self._begin
         else:
-            self._at, self._step = at + said.startswith("]", at), self._close
+            self._at = at + said.startswith("]", at)
+            self._step = self._close
         return True
 
     def _close(self, said: str, ended: bool) -> bool:

@@ -105,7 +105,9 @@ class AdapterControl:
         signers: Signers,
         changed: Callable[[Change, str], None],
     ) -> None:
-        self._table, self._base, self._sources = table, base, tuple(sources)
+        self._table = table
+        self._base = base
+        self._sources = tuple(sources)
         self._signers, self._changed = signers, changed
         self._lock = threading.Lock()
         """Held during a change, which reads packs and replays canaries and may take long."""
@@ -268,7 +270,7 @@ class AdapterControl:
 
     def _follow(self, pack: Pack, place: PackPlace, leaving: Collection[PackPlace]) -> None:
         before = self._of(place)
-        faults = list[AdapterpackError]()
+        faults = []
         given = {one.name for one in before if one.name != one.pack.outline.pack.name}
         for name in (pack.name, *sorted(given - {pack.name})):
             holder = self._adapters.get(name)

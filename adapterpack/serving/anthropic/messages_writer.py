@@ -139,7 +139,8 @@ class MessagesWriter(ResponseWriter):
         self, body: MessagesRequest, provenance: Provenance, calls: Callable[[], CallReader] | None
     ) -> None:
         super().__init__("msg", body.model, provenance)
-        self._body, self._reader = body, MessageReader(calls)
+        self._body = body
+        self._reader = MessageReader(calls)
         self._row = SequenceOutput()
         self._content: list[MessageText | MessageCall] = []
         self._block: MessageText | MessageCall | None = None
@@ -171,7 +172,7 @@ class MessagesWriter(ResponseWriter):
         self, place: int, text: str, choices: Sequence[SampledToken], reason: str | None
     ) -> list[Any]:
         """Returns the events for new text: starts, pieces and ends of texts and calls."""
-        events: list[MessageEvent] = []
+        events = []
         for piece in self._reader.read(text, reason is not None):
             match piece.kind:
                 case "text":
@@ -198,7 +199,8 @@ class MessagesWriter(ResponseWriter):
 
     def _open(self, block: MessageText | MessageCall) -> list[MessageEvent]:
         """Starts a block."""
-        self._block, self._text = block, ""
+        self._block = block
+        self._text = ""
         return [MessageEvent(type="content_block_start", index=len(self._content), content_block=block)]
 
     def _add(self, delta: MessageDelta) -> MessageEvent:
@@ -208,7 +210,8 @@ class MessagesWriter(ResponseWriter):
 
     def _close(self) -> list[MessageEvent]:
         """Ends the current block, if there is one."""
-        block, self._block = self._block, None
+        block = self._block
+        self._block = None
         if block is None:
             return []
         if isinstance(block, MessageText):

@@ -52,7 +52,8 @@ class Texts:
         self, engine: DecoderEngine, limits: ServerLimits, sampling: str, share_prefixes: bool
     ) -> None:
         self._engine, self._share_prefixes = engine, share_prefixes
-        self.preparer, self._tokens = Preparer(engine, limits, sampling), TokenTexts(engine.bundle.tokenizer)
+        self.preparer = Preparer(engine, limits, sampling)
+        self._tokens = TokenTexts(engine.bundle.tokenizer)
 
     async def chat(self, context: RequestContext) -> Response:
         """``POST /v1/chat/completions``: answers a conversation."""

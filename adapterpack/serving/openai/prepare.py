@@ -205,7 +205,8 @@ class Preparer:
         """Returns the parameters for each prompt's rows, which differ in the room that the prompt leaves for
         an answer.
         """
-        most, count = self._engine.max_length, body.drawn
+        most = self._engine.max_length
+        count = body.drawn
         if (longest := max(map(len, prompts))) > most:
             raise HTTPError(
                 400,

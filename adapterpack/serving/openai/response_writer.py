@@ -64,7 +64,8 @@ class ResponseWriter:
     usage: Usage | None = None
 
     def __init__(self, prefix: str, model: str, provenance: Provenance, counted: bool = False) -> None:
-        self.id, self.created = f"{prefix}-{secrets.token_hex(12)}", int(time.time())
+        self.id = f"{prefix}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
         self.provenance, self.counted = provenance, counted
         self.head: dict[str, Any] = {
             "id": self.id,
@@ -122,8 +123,11 @@ class TokenWriter(ResponseWriter):
         options = body.stream_options or StreamOptions()
         super().__init__(prefix, body.model, provenance, bool(options.include_usage))
         self.on = bool(options.continuous_usage_stats)
-        self._tokens, self._prompts, self._draws = tokens, prompts, body.n or 1
-        self._listed, self._ids = body.wanted_logprobs is not None, bool(body.return_token_ids)
+        self._tokens = tokens
+        self._prompts = prompts
+        self._draws = body.n or 1
+        self._listed = body.wanted_logprobs is not None
+        self._ids = bool(body.return_token_ids)
         self._scores = body.prompt_logprobs
 
     def token_ids(self, choices: Sequence[SampledToken]) -> list[int] | UnsetType:
@@ -250,7 +254,7 @@ class ChatWriter(TokenWriter):
         """Returns chunks with new text and calls; the finish reason has a chunk of its own."""
         reader = self._readers.setdefault(place, MessageReader(self._calls))
         number = len(reader.calls) - 1
-        deltas: list[Delta] = []
+        deltas = []
         for piece in reader.read(text, reason is not None):
             number += piece.kind == "name"
             deltas += _delta(piece, number)
@@ -317,7 +321,8 @@ class CompletionWriter(TokenWriter):
         echoes: Sequence[str] = (),
     ) -> None:
         super().__init__("cmpl", body, provenance, tokens, prompts)
-        self._echoes, self.waits = echoes, bool(echoes) and self._listed
+        self._echoes = echoes
+        self.waits = bool(echoes) and self._listed
         self._offsets: dict[int, int] = {}
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Completion:

@@ -139,7 +139,8 @@ class ResponsesWriter(ResponseWriter):
         self, body: ResponseRequest, provenance: Provenance, calls: Callable[[], CallReader] | None
     ) -> None:
         super().__init__("resp", body.model, provenance)
-        self._body, self._reader = body, MessageReader(calls)
+        self._body = body
+        self._reader = MessageReader(calls)
         self._output: list[OutputMessage | OutputCall] = []
         # the id of the current message; its text, or the arguments of the current call
         self._message, self._text = "", ""
@@ -170,7 +171,7 @@ class ResponsesWriter(ResponseWriter):
     ) -> list[Any]:
         """Returns the events for new text: parts, starts and ends of messages and calls."""
         self._reason = reason
-        events: list[ResponseEvent] = []
+        events = []
         for piece in self._reader.read(text, reason is not None):
             match piece.kind:
                 case "text":

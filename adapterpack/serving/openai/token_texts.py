@@ -17,7 +17,8 @@ class TokenTexts:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._core, self._decode = tokenizer.core, tokenizer.core.decode
+        self._core = tokenizer.core
+        self._decode = tokenizer.core.decode
         self._known: dict[int, tuple[str, bytes]] = {}
         by_bytes = all(self._core.token_to_id(character) is not None for character in _BYTES)
         self._bytes = _BYTES if by_bytes else {}

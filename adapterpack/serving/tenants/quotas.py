@@ -41,7 +41,8 @@ class Day(Bucket):
     def pass_time(self, limit: int, now: float) -> None:
         """Drops all use if a new day has begun."""
         if now // _DAY > self._at // _DAY:
-            self.used, self._at = 0.0, now
+            self.used = 0.0
+            self._at = now
 
     def wait(self, limit: int, excess: float, now: float) -> float:
         """Returns the seconds until midnight."""

@@ -51,7 +51,7 @@ def by_row(
     if form.remark:
         log.info("%s: %s", where, form.remark)
     require_end(tokenizer, where)
-    encoded: dict[int, list[Encoded]] = {}
+    encoded = {}
     cut = skipped = 0
     for number, row in enumerate(rows):
         with report.row(number) as place:
@@ -167,7 +167,7 @@ def _render_turns(
     finished = {**values, "add_generation_prompt": False}
     whole = template.render(messages, finished)
     done = 0
-    parts = list[tuple[str, bool]]()
+    parts = []
     prompt = whole
     for place, message in enumerate(messages):
         if message["role"] == "assistant" and place >= max(conversation.learned_from, 1):

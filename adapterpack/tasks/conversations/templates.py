@@ -68,7 +68,8 @@ class TurnTexts(msgspec.Struct, forbid_unknown_fields=True):
 
 def _expression(text: str, content: str) -> str:
     """Returns the Jinja expression of a text with tokens and content."""
-    terms, rest = [], text
+    terms = []
+    rest = text
     while rest:
         places = {place: rest.find(place) for place in (*_TOKENS, "{content}") if place in rest}
         place = min(places, key=places.__getitem__, default="")

@@ -162,7 +162,8 @@ class DataReport:
 
     def read_as(self, form: str, columns: Iterable[str], read: Iterable[str]) -> None:
         """Records the format of the rows, and logs which of their columns are not read."""
-        self.form, self.unread = form, tuple(sorted({*columns} - {*read}))
+        self.form = form
+        self.unread = tuple(sorted({*columns} - {*read}))
         if self.unread:
             log.warning("%s: read as %s; these columns are not read: %s", self, form, ", ".join(self.unread))
 

@@ -54,7 +54,7 @@ def hotswap(model: nn.Module, name: str, pack: Pack | StrPath, check_base: bool 
         (module._site.path, module._held[name].method.name): module for module in adapted_layers(model, name)
     }
     shared = pack.shared()
-    state: dict[str, torch.Tensor] = {f"{SHARED}.{key}": _tensor(value) for key, value in shared.items()}
+    state = {f"{SHARED}.{key}": _tensor(value) for key, value in shared.items()}
     sites = {path: module._site for (path, _), module in layers.items()}
     # A site that the adapter does not have is refused below, with its name.
     for adapter in pack.adapters(

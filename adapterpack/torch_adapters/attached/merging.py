@@ -80,13 +80,14 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
         _require_fold(model, name)
     before = get_active(model)
     active(model, chosen)
-    kept: list[Kept] = []
+    kept = []
     unused = {name: unused_of(model, name) for name in chosen}
     try:
         for module in adapted_layers(model):
             # Where the model does not call a layer but reads its weight directly, the adapter has no effect,
             # and merging it would have one.
-            path, acting = module._site.path, module._active
+            path = module._site.path
+            acting = module._active
             module._active = tuple(name for name in acting if path not in unused[name])
             if module._active:
                 kept += _fold(model, module)
@@ -210,7 +211,7 @@ def _fold(model: nn.Module, module: Adapted) -> list[Kept]:
     """Puts the merged parameters into a layer and into every module tied to it; returns what it replaced. If
     one is not finite, restores the originals and raises.
     """
-    kept: list[Kept] = []
+    kept = []
     try:
         for (owner, leaf), value in module._merge_weights().items():
             if not bool(torch.isfinite(value).all()):

@@ -91,7 +91,7 @@ def _derive(model: nn.Module, name: str, state: Mapping[str, Tensor]) -> list[tu
 
     Returns pairs of a constant in the model and its new value, so that the caller can copy them all at once.
     """
-    pairs: list[tuple[Tensor, Tensor]] = []
+    pairs = []
     for module in adapted_layers(model, name):
         if "derive" in module._held[name].method.overrides:
             params = {key: state[f"{module._site.path}.{key}"] for key in module._own(name)}

@@ -32,7 +32,7 @@ def chain_of(form: NormalForm) -> tuple[Steps, tuple[Tensor, ...]] | None:
     if not form.is_parallel:
         return None
     steps: list[Fixed | None] = []
-    matrices: list[Tensor] = []
+    matrices = []
     left = [form.up, form.down]
     while left:
         part = left.pop()

@@ -210,7 +210,9 @@ class _Parallel(torch.autograd.Function):
         values = entering(steps, at, x if dropout is None else dropout.of(x))
         if steps:
             add(y, steps[-1], at[-1], values[-1])
-        ctx.steps, ctx.count, ctx.dropout = steps, len(matrices), dropout
+        ctx.steps = steps
+        ctx.count = len(matrices)
+        ctx.dropout = dropout
         inside = [value for value, wanted in zip(values[1:], trained[1:], strict=True) if wanted]
         ctx.save_for_backward(weight, *matrices, *([x] if trained and trained[0] else []), *inside)
         ctx.set_materialize_grads(False)
@@ -281,7 +283,8 @@ class _LowRank(torch.autograd.Function):
         ``[rows, out]``.
         """
         ctx.save_for_backward(x, A, B)
-        ctx.dtype, ctx.dropout = y.dtype, dropout
+        ctx.dtype = y.dtype
+        ctx.dropout = dropout
         wide = x.to(A.dtype)
         inner = (wide if dropout is None else dropout.of(wide)) @ A.T
         # With equal dtypes, ``addmm`` adds the branch in one pass over the output, without a tensor for the

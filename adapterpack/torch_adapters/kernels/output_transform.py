@@ -48,7 +48,7 @@ def after(x: Tensor, weight: Tensor, bias: Tensor | None, turn: Turn) -> Tensor:
     """Returns ``cos * y + sin * turned(y)``, ``[..., out]``, where ``y`` is a frozen layer's output for ``x``
     ``[..., in]``.
     """
-    y: Tensor = _After.apply(x.reshape(-1, x.shape[-1]), weight, bias, turn.cos, turn.sin, turn.half)[0]
+    y = _After.apply(x.reshape(-1, x.shape[-1]), weight, bias, turn.cos, turn.sin, turn.half)[0]
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 

@@ -40,8 +40,7 @@ class EncoderDecoderPrompts(Prompts):
 
     @staticmethod
     def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
-        encoder: PreTrainedModel = model.get_encoder()
-        return encoder
+        return model.get_encoder()
 
     @staticmethod
     def _sizes(config: Any) -> dict[str, Any]:

@@ -320,7 +320,9 @@ class _Pass:
     """
 
     def __init__(self, layer: AdaptedLayer, name: str, below: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self._below, self._input_dtype, self._held = below, x.dtype, layer._held[name]
+        self._below = below
+        self._input_dtype = x.dtype
+        self._held = layer._held[name]
         self.dtype = layer._precision(name, x.dtype)
         self._tensors, self._site = layer._tensors(name, self.dtype), layer._site_for(name, self.dtype)
         self._dropout = self._held.config.dropout if layer.training else 0

@@ -193,10 +193,8 @@ def name_outputs(model: Any) -> None:
         del model.__dict__[_KEPT]
     # Reset first: the config rejects some combinations of problem type and number of labels.
     model.config.problem_type = None
-    model.config.id2label, model.config.label2id = (
-        dict(names),
-        {label: number for number, label in names.items()},
-    )
+    model.config.id2label = dict(names)
+    model.config.label2id = {label: number for number, label in names.items()}
     model.config.problem_type = problem
     # transformers reshapes logits by this attribute to compute a loss.
     if hasattr(model, "num_labels"):

@@ -61,7 +61,7 @@ class AdaptedParameter(Adapted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the module's output with the active adapters applied to its parameters."""
-        changed: dict[str, Tensor] = {}
+        changed = {}
         module: nn.Module = self
         # Collect the values of all nested wrappers, then call the innermost module once with all of them.
         while isinstance(module, AdaptedParameter):

@@ -64,7 +64,7 @@ class Pass:
         """
         if not self.past:
             return None
-        earlier: Tensor | None = getattr(self.cache, _ACTED, {}).get(self.name)
+        earlier = getattr(self.cache, _ACTED, {}).get(self.name)
         if earlier is None and not self.acts.joins:
             raise Unsupported(
                 "this cache was filled without the adapter, which would have acted in what it holds",
@@ -147,7 +147,8 @@ class Acting(Observer):
 
     def _leave(self, trunk: nn.Module, args: Args, output: Any) -> None:
         """Ends a pass: records on its cache where the adapter has acted."""
-        run, self.run = self.run, None
+        run = self.run
+        self.run = None
         if run is None or output is None:  # the pass failed
             return
         parts = output if isinstance(output, tuple) else (output,)

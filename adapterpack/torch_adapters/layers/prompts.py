@@ -39,12 +39,17 @@ class Redirect:
     """Replaces the ``forward`` of a module for a while, and keeps the one that it had."""
 
     def __init__(self, module: PreTrainedModel, around: Callable[..., Any]) -> None:
-        self.module, self.inner, self._around, self._begun = module, module.forward, around, False
+        self.module = module
+        self.inner = module.forward
+        self._around = around
+        self._begun = False
 
     def begin(self) -> None:
         """Replaces the module's ``forward``."""
         if not self._begun:
-            self.inner, self.module.forward, self._begun = self.module.forward, self._around, True
+            self.inner = self.module.forward
+            self.module.forward = self._around
+            self._begun = True
 
     def end(self) -> None:
         """Restores the module's ``forward``, unless someone else has replaced it since."""
@@ -121,7 +126,8 @@ class Prompts(Adapted):
 
     def _require_fit(self, name: str) -> None:
         """Raises if a prompt's keys and values do not have the sizes of this model's."""
-        cache, site = self._form(name).cache, self._site
+        cache = self._form(name).cache
+        site = self._site
         assert isinstance(site, PromptSite)
         wanted = (site.layers, 2, site.heads, site.head_dim)
         sizes = wanted if cache is None else (*cache.shape[:3], cache.shape[4])
@@ -253,7 +259,8 @@ class Prompts(Adapted):
 
     def _fill(self, cache: Any, form: PromptForm, batch: int) -> None:
         """Puts the prompt's keys and values into an empty cache, for each row of the batch."""
-        prompt, weight = form.cache, self._base.weight
+        prompt = form.cache
+        weight = self._base.weight
         assert prompt is not None and isinstance(weight, Tensor)
         device = prompt.device.type
         prompt = prompt.to(
@@ -324,8 +331,7 @@ def runs_layers_again(trunk: nn.Module) -> bool:
 
 def tokens_of(inputs: Kwargs) -> Tensor:
     """Returns the token ids among the inputs of a pass, or the embeddings that are there instead."""
-    tokens: Tensor = inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
-    return tokens
+    return inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
 
 
 def with_room(mask: Tensor, count: int, value: int = 1) -> Tensor:

@@ -268,7 +268,7 @@ def targetable_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, 
     """Returns every path that targets can name in a model, modules and bare parameters, with its sites; of
     the kinds ``layers`` where possible.
     """
-    sites: dict[str, list[Site]] = {}
+    sites = {}
     for path, module in base_modules(model):
         site = _layer(path, module, layers)
         parameters = [] if site is not None else list(_parameters(path, module))

@@ -61,7 +61,8 @@ def _codes_4bit(weight: Any) -> tuple[Tensor, Any]:
 
     state = copy.copy(weight.quant_state)
     # Otherwise the inverse would quantize the scales again.
-    double, state.original_nested = state.original_nested, False
+    double = state.original_nested
+    state.original_nested = False
     codes, state = functional._convert_weight_packed_for_cpu_inverse(weight.data, state)
     state.absmax = weight.quant_state.absmax.T.reshape(-1).float()
     state.original_nested = double

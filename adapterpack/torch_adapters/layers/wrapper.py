@@ -47,7 +47,8 @@ class Wrapper(nn.Module):
         self.training = base.training
         self._modules["base"] = base
         self._site = site
-        self._active, self._rows = (), None
+        self._active = ()
+        self._rows = None
         self._entry = next(iter(argument_names(innermost(base))), None)
 
     @property

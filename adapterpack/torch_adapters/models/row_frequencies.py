@@ -26,7 +26,8 @@ class RowFrequencies(nn.Module):
 
     def __init__(self, rotary: nn.Module) -> None:
         super().__init__()
-        self.short, self.long = rotary, copy.deepcopy(rotary)
+        self.short = rotary
+        self.long = copy.deepcopy(rotary)
         self._limits: dict[str | None, int] = {}
         for kind, settings in _settings(rotary):
             name = "inv_freq" if kind is None else f"{kind}_inv_freq"

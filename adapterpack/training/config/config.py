@@ -71,7 +71,7 @@ def read_config(
             found="name",
             remedy="rename them in the file",
         )
-    whole: dict[str, dict[str, Any]] = {}
+    whole = {}
     for entry in entries:
         place = f"{where}, adapter {entry['name']}"
         if place in whole:

@@ -68,7 +68,7 @@ def axolotl_source(entry: str | Settings, types: Mapping[str, Type]) -> dict[str
         raise Stop(
             f"data sets of type {named!r:.80} are not supported; describe the prompt by type: {{format: ...}}"
         )
-    source: dict[str, Any] = {key: given.pop(key) for key in _AS_THEY_ARE if key in given}
+    source = {key: given.pop(key) for key in _AS_THEY_ARE if key in given}
     source |= {"form": kind.form} | (
         {"without_system": True} if given.pop("drop_system_message", False) else {}
     )

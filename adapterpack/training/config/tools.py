@@ -152,7 +152,7 @@ def translate(
         ({'targets': ['q_proj', 'v_proj']}, [])
     """
     done = Translation({}, {}, {})
-    stopped = dict[str, str]()
+    stopped = {}
     for key, value in values.items():
         rule = tool.keys.get(key)
         if (why := tool.why(key, tool.stops)) and value is not False:

@@ -90,7 +90,8 @@ def _distinct(rows: Iterable[Row], seen: set[bytes]) -> list[int]:
     Raises:
         ConfigError: a row has pictures or sounds, which are read later.
     """
-    kept, count = [], 0
+    kept = []
+    count = 0
     for number, row in enumerate(rows):
         if any(map(callable, row.values())):
             raise ConfigError("rows with pictures or sounds are not compared", where="drop_duplicates")

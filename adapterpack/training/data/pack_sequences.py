@@ -105,7 +105,8 @@ def require_apart(model: Any, rows: Sequence[Row]) -> None:
         together = logits(_join(pair))
     # A model that ignores restarting positions lets the second row attend to the first, which changes its
     # logits far more than rounding does.
-    off, most = float((alone - together).abs().max()), float(alone.abs().max())
+    off = float((alone - together).abs().max())
+    most = float(alone.abs().max())
     if off > max(_ROUNDED, coarse(model)) * most:
         raise Unsupported(
             "this model, or the adapter in it, does not keep packed rows apart",

@@ -94,7 +94,7 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     ):
         return None
     ids = inputs["input_ids"][:1, :_TOKENS]
-    found = list[Tensor]()
+    found = []
     loss = BlockwiseLoss(model, head)
     handle = head.register_forward_hook(lambda module, args, output: found.append(output))
     try:

@@ -34,7 +34,8 @@ def trainer_for(
         MissingExtra: its package is not installed.
         Unsupported: the trainer cannot use the base's tokenizer.
     """
-    kind, rows = TRAINERS[config.trainer], ready.rows
+    kind = TRAINERS[config.trainer]
+    rows = ready.rows
     given = {
         "model": ready.model,
         "args": arguments,

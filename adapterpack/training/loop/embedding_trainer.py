@@ -65,7 +65,8 @@ class EmbeddingTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, settings: Contrastive, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._settings, row = settings, self.train_dataset[0]
+        self._settings = settings
+        row = self.train_dataset[0]
         self._loss = settings.loss or ("cosine" if "labels" in row else "multiple_negatives")
         parts = {"negative": "negative_input_ids", "score": "labels"}
         if (needed := _NEEDED.get(self._loss)) is not None and parts[needed] not in row:

@@ -96,7 +96,8 @@ def context(model: Any) -> tuple[Tensor, int] | None:
     """
     for module in model.modules():
         if isinstance(module, Prompts) and module._prompt_states is not None and module._active:
-            hidden, module._prompt_states = module._prompt_states, None
+            hidden = module._prompt_states
+            module._prompt_states = None
             places, ids, weights = zip(*module._held[module._active[-1]].config.learnt, strict=True)
             logits = model.get_output_embeddings()(hidden[:, [place - 1 for place in places]]).float()
             targets = torch.tensor(ids, device=logits.device).expand(logits.shape[:2])
@@ -176,7 +177,7 @@ def after_step(model: nn.Module, progress: Progress, states: States) -> States:
                     for path, number in part.matrices.items()
                 }
             )
-    after: States = {}
+    after = {}
     for key, trained in sites.items():
         after[key], changed = updates[key](progress, states.get(key), trained)
         for path, values in changed.items():

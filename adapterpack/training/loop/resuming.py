@@ -54,7 +54,8 @@ class RunFolder:
 
     def __init__(self, out: str, description: Mapping[str, Any], replace: bool = False) -> None:
         self.path = Path(f"{out.rstrip('/')}.checkpoints")
-        self._out, self._description = Path(out), strict_json.canonical(description)
+        self._out = Path(out)
+        self._description = strict_json.canonical(description)
         self._replace = replace
         self._lock: int | None = None
 
@@ -265,7 +266,7 @@ def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: after the checkpoint.
     """
-    signals: list[Callable[[], None]] = []
+    signals = []
 
     def stop(end: Callable[[], None]) -> None:
         if stopping.wanted:

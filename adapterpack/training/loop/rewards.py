@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...errors import ConfigError, StorageError, nearest
 from ..trainers.kind import TrainerKind
@@ -44,7 +43,7 @@ def find_reward(text: str) -> Reward:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    function: Any = getattr(module, name, None)
+    function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(
             "the file has no such function",

@@ -55,7 +55,7 @@ def _share(model: Any, held: dict[str, nn.Parameter]) -> None:
     """Replaces the model's parameters by equal ones of the same name in ``held``, and adds the others to
     ``held``.
     """
-    instead: dict[int, nn.Parameter] = {}
+    instead = {}
     prefix = f"{model.base_model_prefix}."
     for name, value in model.named_parameters():
         other = held.setdefault(name.removeprefix(prefix), value)

@@ -156,11 +156,15 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         name: str = "",
         divergence: Divergence | None = None,
     ) -> None:
-        self.progress, self.losses, self.name = progress, list(losses or ()), name
+        self.progress = progress
+        self.losses = list(losses or ())
+        self.name = name
         self._divergence = divergence or Divergence(fails=False)
         self._loss: Any = 0.0
         self._tokens: Any = 0
-        self._counted, self._started, self._first = 0, time.monotonic(), 0
+        self._counted = 0
+        self._started = time.monotonic()
+        self._first = 0
 
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint stores: the losses of all steps so far."""
@@ -180,7 +184,8 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         """Starts the clock; a resumed run has some of its steps done already, or all."""
         control.should_training_stop |= state.global_step >= state.max_steps
-        self._started, self._first = time.monotonic(), state.global_step
+        self._started = time.monotonic()
+        self._first = state.global_step
         self.losses = list(
             (state.stateful_callbacks.get(type(self).__name__) or self.state())["attributes"]["losses"]
         )[: self._first]

@@ -39,7 +39,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, steps: Steps | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(transformers.PrinterCallback)
-        self.steps, self.after = steps or Steps(), AfterStep()
+        self.steps = steps or Steps()
+        self.after = AfterStep()
         self._blockwise: BlockwiseLoss | None = None
         self._tried = self._asked = False
         self.model_accepts_loss_kwargs: bool  # as transformers reads it off the signature

@@ -57,7 +57,7 @@ def encode(
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            made: dict[str, Any] = {}
+            made = {}
             for part, column in zip(("anchor", "positive", "negative"), columns, strict=False):
                 if column == "score":
                     made["labels"] = value_of(row, column, place)

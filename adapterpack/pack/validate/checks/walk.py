@@ -17,7 +17,8 @@ class Location(NamedTuple):
     @property
     def pointer(self) -> str:
         """The JSON pointer to the place (RFC 6901)."""
-        parts, place = [], self
+        parts = []
+        place = self
         while place.around is not None:
             parts.append(str(place.key).replace("~", "~0").replace("/", "~1"))
             place = place.around
@@ -32,7 +33,7 @@ def texts_in(value: Any) -> set[str]:
         >>> sorted(texts_in({"a": ["b", {"a": 5}]}))
         ['a', 'b']
     """
-    found = set[str]()
+    found = set()
     left = [value]
     while left:
         inner = left.pop()

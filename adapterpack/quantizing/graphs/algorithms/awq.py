@@ -25,7 +25,7 @@ def round_awq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dt
     """
     size = np.sqrt(np.maximum(np.diag(second).astype(np.float64), 0))
     size = np.maximum(size, 1e-4 * max(float(size.max()), 1e-12))
-    best: tuple[float, Codes] | None = None
+    best = None
     for exponent in _EXPONENTS:
         scales = size**exponent
         scales = (scales / np.sqrt(scales.max() * scales.min())).astype(dtype).astype(np.float32)

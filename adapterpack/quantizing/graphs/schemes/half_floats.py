@@ -17,7 +17,8 @@ from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
 
 def _stored_as(dtype: ir.DataType) -> Callable[[Rewriting], int]:
     def rewrite(rewriting: Rewriting) -> int:
-        graph, count = rewriting.model.graph, 0
+        graph = rewriting.model.graph
+        count = 0
         inputs = {value.name for value in graph.inputs}
         for name, value in list(graph.initializers.items()):
             if (
