@@ -19,17 +19,16 @@ from .errors import ConfigError, StorageError
 from .fleet.fleet import sign_fleet, verify_fleet
 from .fleet.inspect import inspect_fleet, validate_fleet
 from .fleet.manifest import FILE_NAME as FLEET_FILE
-from .hub import folder_of
-from .hub.resolve import is_remote
+from .hub import folder_of, is_remote
 from .io import TENSORS, strict_json
 from .manifest import manifest as m
 from .notebook import Shown
-from .pack import Budget, Pack, Signature, load
-from .pack.inspect import describe, inspect_base
-from .pack.trust.keyless import SigstoreIdentity, SigstoreSigner
+from .pack import Budget, Pack, Signature, describe, load
+from .pack.inspect import inspect_base
+from .pack.trust import SigstoreIdentity, SigstoreSigner
 from .pack.trust.sign import sign as sign_pack
 from .pack.trust.sign import verify as verify_pack
-from .pack.validate.validation import Report
+from .pack.validate import Report
 from .pack.validate.validation import validate as validate_pack
 from .paths import StrPath
 from .peft import layout
@@ -303,7 +302,7 @@ def _kind_at(path: Path) -> str | None:
 
 def _inspect_bundle(folder: Path) -> dict[str, Any]:
     """Returns what a bundle's manifest says, as JSON values."""
-    from .bundle.manifest import read_bundle  # noqa: PLC0415 - packs do not need what bundles need
+    from .bundle import read_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
     bundle = read_bundle(folder)
     return {

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .base.repository_name import is_repo
+from .base import is_repo
 from .bundle import FILE_NAME as BUNDLE_FILE
 from .bundle import read_bundle
 from .errors import ConfigError

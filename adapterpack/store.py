@@ -46,7 +46,7 @@ from .io import (
 )
 from .manifest import manifest as m
 from .pack import Pack, load
-from .pack.validate.checks.folder import regular_files
+from .pack.validate.checks import regular_files
 from .paths import StrPath
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")

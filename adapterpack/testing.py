@@ -40,8 +40,7 @@ from .adapter_methods.forms.attention import attend
 from .adapter_methods.forms.blocks import evaluate_block
 from .adapter_methods.forms.prompt import PromptSite
 from .manifest import manifest as m
-from .pack import Pack, load
-from .pack.pack import build
+from .pack import Pack, build, load
 
 EXACT = 1e-12
 """The absolute tolerance for two float64 computations of the same small sums in different order: about 1e4

@@ -24,10 +24,9 @@ from operator import add
 
 import numpy as np
 
-from ..lowrank import Factors, Term, Terms, energy_of, gram
-from ..lowrank.factors import inner, stack
-from ..lowrank.spectra import Spectrum, spectra, spectrum
-from ..merging.fold.loss import LossSums
+from ..lowrank import Factors, Spectrum, Term, Terms, energy_of, gram, inner, stack
+from ..lowrank.spectra import spectra, spectrum
+from ..merging.fold import LossSums
 from .scan import Entries
 
 

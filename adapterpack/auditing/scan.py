@@ -18,7 +18,7 @@ import numpy as np
 from ..adapter_methods import row_blocks
 from ..io import DTYPES
 from ..lowrank import Terms, gram
-from ..merging.fold.loss import LossSums, sums_of
+from ..merging.fold import LossSums, sums_of
 
 SAMPLE = 1 << 20
 """The entries to scan at a site, unless the caller requests all."""

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 from ..io import open_inside, read_at_most, sha256_of
-from ..manifest.structs import PackTokenizer
+from ..manifest import PackTokenizer
 from .base_folder import read_json
 from .checkpoint import Checkpoint
 

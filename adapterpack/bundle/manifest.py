@@ -23,8 +23,7 @@ from ..errors import FormatError, UnknownAdapter, UnknownName, require_among
 from ..io import Json, Misfit, PositiveWhole, Whole, read_file, sha256_of, strict_json, typed_json
 from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
-from ..pack import SIGNATURE
-from ..pack.revoked import require_unrevoked
+from ..pack import SIGNATURE, require_unrevoked
 from ..paths import StrPath
 from ..tasks import MAIN, get_task
 from ..tasks.data import ONE, PROBLEMS

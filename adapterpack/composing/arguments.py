@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base import Checkpoint
-from ..base.renamings import find
+from ..base import Checkpoint, find
 from ..errors import ConfigError, NothingToDo, Unsupported
-from ..pack import Pack, match_layers, named_on, weights_of
-from ..pack.on_base import move_paths
+from ..pack import Pack, match_layers, move_paths, named_on, weights_of
 from ..paths import StrPath
 from .rules.rule import Arguments, Rule
 

@@ -31,9 +31,8 @@ from ..adapter_methods import (
 )
 from ..base import Checkpoint, module_parameter
 from ..errors import Unsupported
-from ..lowrank import Cut, Factors, InMemory, Loss
+from ..lowrank import Cut, Factors, InMemory, Loss, largest
 from ..lowrank.factors import times
-from ..lowrank.range_finder import largest
 from ..pack import Adapter
 
 KEEP_APART = "merge this pack into the base, or serve the packs side by side in a bank bundle"

@@ -15,8 +15,9 @@ from ..adapter_methods.nodes.composed import NAME, compose_method, is_random, ma
 from ..adapter_methods.nodes.registry import NODES
 from ..adapter_methods.nodes.tree import MEMBER
 from ..errors import ConfigError, FormatError, Unsupported, require_among
+from ..manifest import Composition
 from ..manifest import manifest as m
-from ..manifest.structs import Composition, CompositionMember
+from ..manifest.structs import CompositionMember
 from ..pack import Adapter, Pack, descend
 from .compatibility import common_base, common_problem, common_task, require_same_site
 from .full_modules import CombinedModules, average

@@ -29,15 +29,14 @@ from ..io import (
     one_thread_each,
     open_descriptor,
     output_folder,
+    plan,
     read_into,
     strict_json,
     write_all,
 )
-from ..io.safetensors import plan
 from ..lowrank import RowBlocks, Term
-from ..merging.checkpoint import require_outside
-from ..merging.checkpoint.config import plain_config
-from ..merging.checkpoint.layout import Item, Shard, index
+from ..merging.checkpoint import Item, Shard, plain_config, require_outside
+from ..merging.checkpoint.layout import index
 from ..merging.checkpoint.stream import create_files
 from ..paths import StrPath
 from .mergekit_file import MergekitFile, TensorValues, layers_of

@@ -19,7 +19,7 @@ import msgspec
 
 from .. import resources
 from ..errors import ConfigError, Unsupported, excerpt, require_among
-from ..manifest.manifest import FILE_NAME
+from ..manifest import FILE_NAME
 from ..pack import Pack
 from ..peft import layout
 from .arguments import BySite

@@ -12,9 +12,8 @@ import numpy as np
 from ..adapter_methods.lora import lora
 from ..errors import ConfigError, NothingToDo
 from ..io import FLOATS, dtype_name, one_thread_each, refuse_existing
-from ..lowrank import Cut, Factors, Loss, Term, energy_of, weighted_sum
-from ..lowrank.factors import stack
-from ..lowrank.spectra import Spectrum, spectra
+from ..lowrank import Cut, Factors, Loss, Spectrum, Term, energy_of, stack, weighted_sum
+from ..lowrank.spectra import spectra
 from ..pack import Pack, as_pack, descend
 from ..paths import StrPath
 from .arguments import chosen_name, opened_base

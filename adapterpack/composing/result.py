@@ -14,8 +14,7 @@ from ..adapter_methods import Arrays, LoRA, Method, Tensors
 from ..lowrank import Factors, Loss
 from ..manifest import Sites
 from ..manifest import manifest as m
-from ..pack import Pack
-from ..pack.pack import build
+from ..pack import Pack, build
 from .full_modules import CombinedModules
 from .sites import JointSite
 

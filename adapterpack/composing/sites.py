@@ -13,8 +13,7 @@ from ..adapter_methods import Site, unfoldable
 from ..adapter_methods.lora import lora
 from ..base import Checkpoint
 from ..errors import Unsupported
-from ..io import one_thread_each
-from ..io.streamed_tensors import Unread
+from ..io import Unread, one_thread_each
 from ..lowrank import Cut, Loss, Term, Terms, zero
 from ..pack import Adapter, Pack
 from .as_factors import FactoredChange, represent

@@ -8,9 +8,20 @@ from typing import TypeVar
 import numpy as np
 
 from ..io import all_finite, in_order
-from ..lowrank import Cut, Factors, FactorSum, InMemory, LeadingSpectrum, Loss, RowSource, energy_of, zero
-from ..lowrank.range_finder import largest
-from ..lowrank.spectra import recompress_all, spectra
+from ..lowrank import (
+    Cut,
+    Factors,
+    FactorSum,
+    InMemory,
+    LeadingSpectrum,
+    Loss,
+    RowSource,
+    energy_of,
+    largest,
+    recompress_all,
+    zero,
+)
+from ..lowrank.spectra import spectra
 from .rules.rule import Combination
 
 T = TypeVar("T")

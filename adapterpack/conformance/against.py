@@ -20,9 +20,9 @@ from ..errors import (
     excerpt,
 )
 from ..hub import folder_of
-from ..manifest.structs import TopLogits
+from ..manifest import TopLogits
 from ..pack import canary, load
-from ..pack.validate.checks.finding import CheckRule, Finding, Report
+from ..pack.validate.checks import CheckRule, Finding, Report
 from ..paths import StrPath
 from ..runtime import text  # whose tokenizer is imported where one is used
 from .targets import Logprobs, Responder, open_server

@@ -11,8 +11,7 @@ import torch
 
 from ..pack import Pack
 from ..torch_adapters.attached.load_for import load_for
-from ..torch_adapters.layers.active import adapted_layers, evaluating
-from ..torch_adapters.layers.layer import Adapted
+from ..torch_adapters.layers import Adapted, adapted_layers, evaluating
 from .libraries import last_logits
 
 Rows = Sequence[Sequence[int]]

@@ -1,1 +1,5 @@
 """Converts packs to and from the adapter formats of other tools."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,9 +16,8 @@ from ..base import Checkpoint
 from ..errors import Unsupported
 from ..hub import folder_of
 from ..manifest import manifest as m
-from ..pack import Pack, match_layers, named_on
+from ..pack import Pack, is_module, match_layers, named_on, seal
 from ..pack.layer_kinds import kind_of_shape, require_shape
-from ..pack.pack import is_module, seal
 from ..paths import StrPath
 from ..tasks import TASKS, type_of
 

@@ -11,8 +11,7 @@ from ..base.variants import variant
 from ..errors import BaseMismatch, NothingToDo, Unsupported
 from ..io import refuse_existing
 from ..manifest.structs import Variant
-from ..pack import Pack, as_pack, descend
-from ..pack.pack import seal
+from ..pack import Pack, as_pack, descend, seal
 from ..paths import StrPath
 
 

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from ..errors import ConfigError, FormatError, Unsupported, printable
 from ..io import TENSORS, open_regular, read_at_most
 from ..pack import Pack
-from ..peft.layout import CONFIG
-from ..peft.options import PICKLES, SHARD, TORCHTUNE
+from ..peft import CONFIG, PICKLES, SHARD, TORCHTUNE
 from ..registry import Registry
 from .base import BaseModel
 

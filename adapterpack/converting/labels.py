@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ..errors import ConfigError, Unsupported
-from ..pack import Pack, descend
-from ..pack.pack import seal
+from ..pack import Pack, descend, seal
 from ..tasks import TASKS
 
 LONGEST = 200

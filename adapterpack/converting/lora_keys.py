@@ -8,8 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..base import renamings_of
-from ..base.renamings import publish_path
+from ..base import publish_path, renamings_of
 from ..errors import AdapterpackError, Unsupported, require_among
 from ..io import open_regular
 from ..io.safetensors import parse_header

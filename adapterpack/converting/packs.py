@@ -11,8 +11,7 @@ from msgspec.structs import replace
 from ..adapter_methods import Tensors, get
 from ..manifest import MethodSites, Sites
 from ..manifest import manifest as m
-from ..pack import Pack, descend
-from ..pack.pack import build
+from ..pack import Pack, build, descend
 from ..tasks import NO_TASK
 from .base import BaseModel, bind_to_base
 from .format import ConversionSource, Notes

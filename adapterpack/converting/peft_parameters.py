@@ -18,8 +18,7 @@ from ..adapter_methods.peft.parameters import wrappers_of
 from ..errors import Unsupported
 from ..io import TENSORS, safetensors
 from ..manifest import Group
-from ..pack import Pack
-from ..pack.files import METADATA
+from ..pack import METADATA, Pack
 from ..peft import layout
 from ..peft.names import PREFIX
 from ..tasks import peft_type_of

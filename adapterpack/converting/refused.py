@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import Unsupported
-from ..peft.options import TORCHTUNE
+from ..peft import TORCHTUNE
 from .format import first_bytes
 
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -8,9 +8,8 @@ from typing import Any
 from ..errors import AdapterpackError, ConfigError
 from ..manifest import plain_name
 from ..pack.inspect import summary
-from ..pack.validate.checks import unreadable
-from ..pack.validate.checks.finding import Report
-from ..pack.validate.validation import NO_BASE
+from ..pack.validate import NO_BASE
+from ..pack.validate.checks import Report, unreadable
 from .base import open_base
 from .format import ConversionSource, Format, Reading
 from .pipeline import detect

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..adapter_methods import Arrays
 from ..errors import FormatError
 from ..io import TENSORS, HeldFile, SafetensorsFile, safetensors, torch_file
-from ..peft.options import PICKLES, SHARD, require_tensors
+from ..peft import PICKLES, SHARD, require_tensors
 from .format import ConversionSource, Notes
 
 _PICKLE = ".bin"

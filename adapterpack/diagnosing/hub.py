@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from ..hub.transport.client import endpoint, offline, redact
+from ..hub.transport import endpoint, offline, redact
 from .finding import CheckProblem, CheckResult
 
 SECONDS = 5.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..runtime.providers.provider import CPU, PROVIDERS, Provider
+from ..runtime.providers import PROVIDERS
+from ..runtime.providers.provider import CPU, Provider
 from .finding import CheckProblem, CheckResult
 from .packages import list_requirements, providers_of
 from .start_provider import ask_onnxruntime

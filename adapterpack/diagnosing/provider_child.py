@@ -14,8 +14,7 @@ from onnxruntime.capi import build_and_package_info as build
 
 from ..errors import AdapterpackError
 from ..runtime import Device
-from ..runtime.providers.provider import PROVIDERS
-from ..runtime.providers.resolved_device import resolve
+from ..runtime.providers import PROVIDERS, resolve
 
 _GRAPH = (
     '<ir_version: 10, opset_import: ["" : 21]> doctor (float[8,8] x) => (float[8,8] y) { y = MatMul(x, x) }'

@@ -13,18 +13,16 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..exporting.cached import bundle_for
-from ..hub.resolve import folder_of
-from ..pack.pack import Pack
+from ..hub import folder_of
+from ..pack import Pack
 from ..readable import StepCounter
-from ..runtime.prompts import start_ids
-from ..runtime.providers.device import Device
+from ..runtime import start_ids
+from ..runtime.providers import Device
 from ..runtime.sessions.run import RowRunner
 from ..runtime.sessions.session import Session
-from ..runtime.text.model_files import context_of
-from ..tasks.data.problems import IGNORED, Labels
-from ..tasks.data.report import DataReport
-from ..tasks.data.rows import RowError
-from ..tasks.task import Task
+from ..runtime.text import context_of
+from ..tasks import Task
+from ..tasks.data import IGNORED, DataReport, Labels, RowError
 from ..training.config.sources import Source, sources_of
 from ..training.data.decompress import dataset_of
 from ..training.data.load import load_rows

@@ -52,7 +52,7 @@ from ..slots import FIELDS, FIXED, LABELS, group_slots, nothing
 from ..tasks import MAIN, Task
 from ..tasks.data import ONE, problem_in
 from ..torch_adapters import empty_model
-from ..torch_adapters.layers.sites import select
+from ..torch_adapters.layers import select
 from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource

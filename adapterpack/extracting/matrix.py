@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..lowrank import Cut, Factors, LeadingSpectrum, Loss, RowSource
-from ..lowrank.range_finder import largest, residual
+from ..lowrank import Cut, Factors, LeadingSpectrum, Loss, RowSource, largest
+from ..lowrank.range_finder import residual
 
 _EDGE = 1.15
 """Singular values up to this multiple of the largest one expected of noise count as noise: rounding does not

@@ -18,8 +18,7 @@ from ..errors import BaseMismatch, NonFinite, NothingToDo, Unsupported, require_
 from ..io import Ticker, in_order, refuse_existing
 from ..lowrank import Cut, Factors, Loss
 from ..manifest import manifest as m
-from ..pack import Pack
-from ..pack.pack import build
+from ..pack import Pack, build
 from ..paths import StrPath
 from ..tasks import TASKS, type_of
 from ..tasks.data import problem_in

@@ -16,18 +16,13 @@ import numpy as np
 from ..adapter_methods import Arrays, LoRA, Site, Tensors
 from ..adapter_methods.lora import lora
 from ..errors import CorruptBlob, FormatError, NonFinite, Unsigned, WronglySigned, require_among
-from ..io import HeldFile, output_folder, read_file, safetensors
-from ..io.safe_open import in_hub_cache
-from ..manifest import Parent
-from ..manifest.digests import digest_tensors, tensor_digest
-from ..manifest.manifest import Lineage
-from ..pack import MUTABLE, Pack, SharedFactors, Signature
-from ..pack.pack import build
-from ..pack.trust.keyless import SigstoreIdentity, SigstoreSigner
-from ..pack.trust.sign import Signable, seal, unseal
-from ..pack.trust.statement import Statement
-from ..pack.validate.checks.finding import Finding
-from ..pack.validate.checks.folder import REGULAR, entries
+from ..io import HeldFile, in_hub_cache, output_folder, read_file, safetensors
+from ..manifest import Lineage, Parent, digest_tensors
+from ..manifest.digests import tensor_digest
+from ..pack import MUTABLE, Pack, SharedFactors, Signature, build
+from ..pack.trust import Signable, SigstoreIdentity, SigstoreSigner, Statement, seal, unseal
+from ..pack.validate.checks import Finding, entries
+from ..pack.validate.checks.folder import REGULAR
 from ..paths import StrPath
 from .manifest import FILE_NAME, MAX_BYTES, TENSOR_FILE, FleetManifest, Member, layout, parse
 

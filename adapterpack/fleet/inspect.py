@@ -8,9 +8,8 @@ from typing import Any
 from ..base import Checkpoint
 from ..errors import AdapterpackError
 from ..io import strict_json
-from ..pack.validate.checks import unreadable
-from ..pack.validate.checks.finding import Report
-from ..pack.validate.validation import NO_BASE
+from ..pack.validate import NO_BASE
+from ..pack.validate.checks import Report, unreadable
 from .fleet import Fleet
 
 

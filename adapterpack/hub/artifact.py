@@ -16,8 +16,7 @@ from ..errors import FormatError, HubError
 from ..io import TENSORS
 from ..manifest import manifest as m
 from ..manifest.manifest import FileEntry
-from ..pack import MUTABLE, SIGNATURE
-from ..pack.revoked import require_unrevoked_signer, revocations
+from ..pack import MUTABLE, SIGNATURE, require_unrevoked_signer, revocations
 from ..pack.validate.checks import Finding
 from ..pack.validate.checks import folder as files
 from ..peft import layout

@@ -15,8 +15,7 @@ from ..pack.validate.sarif import sarif
 from ..paths import StrPath
 from .lockfile import Lockfile, PinnedArtifact
 from .remote import validate_remote
-from .transport import names
-from .transport.registry import parse_address
+from .transport import names, parse_address
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
 
-from ..base.repository_name import is_repo
+from ..base import is_repo
 from ..bundle import FILE_NAME, read_bundle
 from ..errors import ConfigError, FormatError, StorageError
 from ..io import scratch_folder, sha256_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from ..base.repository_name import is_repo
+from ..base import is_repo
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
 from ..io import (
     Json,
@@ -32,8 +32,7 @@ from . import bundle_cache
 from .artifact import KINDS, MAX_BYTES, Artifact, kind_in, open_remote, require_closed
 from .base import RemoteBase, remote_base
 from .lockfile import Lockfile, PinnedArtifact, machine_lockfile
-from .transport import ListedFile, Remote, connect, fetch, names, offline, remove_old, tree
-from .transport.registry import parse_address
+from .transport import ListedFile, Remote, connect, fetch, names, offline, parse_address, remove_old, tree
 
 _SPARE = 256 << 20
 """Bytes of disk space that a download leaves free."""

@@ -22,6 +22,7 @@ from .transport import (
     Endpoint,
     ListedFile,
     NewCommit,
+    RegistryReference,
     Remote,
     connect,
     endpoint,
@@ -29,12 +30,12 @@ from .transport import (
     hub_errors,
     in_folder,
     names,
+    parse_address,
     post_json,
     tree,
     with_retries,
 )
 from .transport.commit import commit
-from .transport.registry import RegistryReference, parse_address
 
 _MAX_CARD = 4 << 20
 

@@ -17,18 +17,9 @@ from ..io import Progress, strict_json
 from ..pack import SIGNATURE
 from ..pack.trust.dsse import MEDIA_TYPE as SIGNATURE_TYPE
 from .prepare import PreparedPush
-from .transport import LocalFile, hub_errors, with_retries
+from .transport import LocalFile, RegistryReference, hub_errors, with_retries
 from .transport.http import ErrorResponse, allowed_seconds
-from .transport.registry import (
-    ARTIFACT,
-    EMPTY,
-    INDEX,
-    MANIFEST,
-    PATH,
-    Descriptor,
-    RegistryClient,
-    RegistryReference,
-)
+from .transport.registry import ARTIFACT, EMPTY, INDEX, MANIFEST, PATH, Descriptor, RegistryClient
 
 BILL = "application/vnd.cyclonedx+json"
 _LAYERS = {**dict.fromkeys((".json", ".txt", ".jinja"), "weight.config"), ".md": "doc"}

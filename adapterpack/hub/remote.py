@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import CARRIED, Checkpoint, Verdict
-from ..base.repository_name import is_repo
+from ..base import CARRIED, Checkpoint, Verdict, is_repo
 from ..errors import AdapterpackError, FormatError, HubError
 from ..io import TENSORS, strict_json
 from ..manifest import manifest as m
@@ -35,7 +34,8 @@ from ..pack.validate.checks import (
     unreadable,
 )
 from ..pack.validate.checks.composition import composition
-from ..peft.options import base_hint, parse_config
+from ..peft import base_hint
+from ..peft.options import parse_config
 from ..runtime import validate_bundle
 from ..runtime.sessions.validation import about_base, about_texts, other_tokenizer, texts_of_base
 from .artifact import Artifact, differences, open_remote

@@ -9,7 +9,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from ..base.repository_name import is_repo
+from ..base import is_repo
 from ..errors import AdapterpackError, ConfigError, HubError, StorageError, closest
 from ..paths import StrPath
 from .transport import endpoint, guarded_downloads, names, redact

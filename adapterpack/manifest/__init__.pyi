@@ -22,7 +22,9 @@ from .secondary_methods import require_combinable as require_combinable
 from .structs import BaseQuantization as BaseQuantization
 from .structs import Canary as Canary
 from .structs import Commit as Commit
+from .structs import Composition as Composition
 from .structs import Packed as Packed
+from .structs import PackTokenizer as PackTokenizer
 from .structs import Run as Run
 from .structs import Sha256 as Sha256
 from .structs import TopLogits as TopLogits

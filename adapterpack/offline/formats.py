@@ -12,8 +12,7 @@ from ..bundle import manifest_bytes
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..pack import Pack
-from ..runtime import Device
-from ..runtime.genai_bundle import bundle_folder
+from ..runtime import Device, bundle_folder
 from ..runtime.sessions.run import BLOCK, row_runner
 from .job import OfflineJob
 from .lines import Line, is_request
@@ -73,7 +72,7 @@ def _requests(setting: Setting) -> OfflineJob:
             remedy="leave out what is not --seed or --sampling",
         )
     with needed_by("answering requests"):
-        from ..serving.embedded import InProcess  # noqa: PLC0415 - needs an extra
+        from ..serving import InProcess  # noqa: PLC0415 - needs an extra
         from .requests_job import RequestsJob  # noqa: PLC0415 - needs an extra
     server = InProcess(
         setting.bundle,

@@ -16,9 +16,8 @@ from pathlib import Path
 import msgspec
 
 from ..errors import storage_errors
-from ..io import hold_folder, open_own_file, refuse_existing, sync
-from ..io.atomic import keep_or_remove
-from ..io.locks import CAN_LOCK, lock_folder
+from ..io import CAN_LOCK, hold_folder, keep_or_remove, open_own_file, refuse_existing, sync
+from ..io.locks import lock_folder
 from ..readable import size
 
 _ROWS, _STEPS = "rows", "steps"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import AdapterpackError, NothingToDo, storage_errors
-from ..io import hashing, output_file
-from ..io.strict_json import digest, finite
+from ..io import digest, finite, hashing, output_file
 from ..readable import things
 from ..version import VERSION
 from .growing_file import OutputProgress, growing_file, now

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from ..errors import AdapterpackError, ConfigError
-from ..serving.embedded import InProcess, Posted
+from ..serving import InProcess
+from ..serving.embedded import Posted
 from .job import Answered
 from .lines import REQUEST, Line, is_request
 

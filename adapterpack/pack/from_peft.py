@@ -12,8 +12,7 @@ from ..errors import ConfigError, Unsupported
 from ..io import LARGE, TENSORS, Json, SafetensorsFile, Streamed
 from ..manifest import MethodSites, plain_name
 from ..manifest import manifest as m
-from ..peft import layout
-from ..peft.options import base_hint, read_config, require_tensors, unknown_sentence
+from ..peft import base_hint, layout, read_config, require_tensors, unknown_sentence
 from ..tasks import task_of_peft
 from .pack import Pack, build
 

@@ -21,10 +21,18 @@ from ..adapter_methods.core.shapes import check_shapes
 from ..base import Fingerprint, Verdict, compatibility
 from ..errors import ConfigError, FormatError, NothingToDo, StorageError
 from ..io import TENSORS, Json, SafetensorsFile, Streamed, Unread, output_folder
-from ..manifest import digest_tensors, entry_of, features, file_entry, require_combinable, write_files
+from ..manifest import (
+    Described,
+    MethodSites,
+    Sites,
+    digest_tensors,
+    entry_of,
+    features,
+    file_entry,
+    require_combinable,
+    write_files,
+)
 from ..manifest import manifest as m
-from ..manifest.secondary_methods import MethodSites, Sites
-from ..manifest.view import Described
 from ..notebook import Shown
 from ..paths import StrPath
 from ..peft import layout, names
@@ -35,7 +43,7 @@ from .quantized_tensors import decode, scale_codes
 from .shared_factors import SharedFactors
 
 if TYPE_CHECKING:
-    from ..base.checkpoint import Checkpoint
+    from ..base import Checkpoint
 
 SIGNATURE = "adapterpack.sig.json"
 MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})

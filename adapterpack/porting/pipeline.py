@@ -18,14 +18,11 @@ from ..composing.arguments import chosen_name, opened_base
 from ..composing.full_modules import CombinedModules
 from ..composing.result import as_lora, build_composed
 from ..composing.sites import JointSite, SiteValues, gather
-from ..converting.base import BaseModel
+from ..converting import BaseModel
 from ..errors import BaseMismatch, Unsupported
 from ..io import Progress, Ticker, in_order, refuse_existing
-from ..lowrank import Cut, Factors, weighted_sum
-from ..lowrank.factors import inner
-from ..lowrank.spectra import recompress_all
-from ..pack import Pack, as_pack, descend
-from ..pack.pack import seal
+from ..lowrank import Cut, Factors, inner, recompress_all, weighted_sum
+from ..pack import Pack, as_pack, descend, seal
 from ..paths import StrPath
 from ..torch_adapters.attached.load_for import load_for
 from ..torch_adapters.canaries.canary import make_canary

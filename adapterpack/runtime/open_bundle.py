@@ -32,9 +32,7 @@ from ..bundle import (
     require_same,
 )
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, require_among
-from ..onnx_graph import try_opening
-from ..onnx_graph.confine import require_safe
-from ..onnx_graph.graph_file import GraphFile, StoredTensor
+from ..onnx_graph import GraphFile, StoredTensor, require_safe, try_opening
 from ..pack import Pack
 from ..pack.validate import load, load_proved
 from ..paths import StrPath

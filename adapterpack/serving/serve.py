@@ -18,7 +18,7 @@ from ..http import IN_THE_CLEAR, Certificate, is_loopback
 from ..hub import folder_of
 from ..io import allow_more_files, without_none
 from ..pack import Pack, Signers
-from ..pack.trust.keyless import SigstoreIdentity
+from ..pack.trust import SigstoreIdentity
 from ..paths import StrPath
 from ..runtime import Device, Engine
 from .adapters.folder_watcher import FolderWatcher

@@ -13,8 +13,7 @@ import numpy as np
 
 from ..adapter_methods import Arrays, Tensors
 from ..errors import Unsupported
-from ..onnx_graph import DTYPES, FLOATS
-from ..onnx_graph.graph_file import GraphFile
+from ..onnx_graph import DTYPES, FLOATS, GraphFile
 from .fields import FIELDS
 from .values import split_slot
 

@@ -12,8 +12,7 @@ import onnxruntime as ort
 
 from ..bundle import Heads, SiteMap
 from ..errors import FormatError, Unsupported
-from ..onnx_graph import in_float32
-from ..onnx_graph.products import PRODUCTS
+from ..onnx_graph import PRODUCTS, in_float32
 from .precision import DEFAULT
 from .prompt_kv import PROJECTION
 

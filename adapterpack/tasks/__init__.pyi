@@ -14,6 +14,7 @@ from .sounds import Sound as Sound
 from .sounds import sound_of as sound_of
 from .task import ANY_SIZE as ANY_SIZE
 from .task import AXES as AXES
+from .task import IGNORED as IGNORED
 from .task import MAIN as MAIN
 from .task import NO_TASK as NO_TASK
 from .task import REREADS as REREADS

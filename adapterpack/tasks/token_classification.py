@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .data import Encoded, Result, score_labels, words_of
-from .data.problems import IGNORED, Labels
-from .data.report import DataReport, report_of
-from .data.rows import Row, types_of
-from .data.scores import no_head
+from .data import (
+    IGNORED,
+    DataReport,
+    Encoded,
+    Labels,
+    Result,
+    Row,
+    no_head,
+    report_of,
+    score_labels,
+    types_of,
+    words_of,
+)
 from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, TASKS, Task, TaskTraining

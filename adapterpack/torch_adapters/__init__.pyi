@@ -1,3 +1,5 @@
+from .adapt import attach as attach
+from .adapt import detach as detach
 from .layers.active import adapted_layers as adapted_layers
 from .layers.active import evaluation_mode as evaluation_mode
 from .models.load import empty_model as empty_model

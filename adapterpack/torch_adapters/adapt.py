@@ -37,8 +37,7 @@ from ..errors import (
     Unsupported,
     nearest,
 )
-from ..manifest import MethodSites
-from ..manifest.secondary_methods import require_combinable
+from ..manifest import MethodSites, require_combinable
 from ..pack import Pack, as_pack
 from ..pack.fits import require_sites
 from ..pack.layer_kinds import may_be, require_certain
@@ -48,14 +47,26 @@ from .adapter_kinds import KINDS
 from .calibration import measure
 from .canaries.canary import verify_attached
 from .checkpoint_names import drawn_modules, rename_sites
-from .layers.active import active, adapter_names, require_names, require_unmerged, wrappers_of
-from .layers.embedding import AdaptedTable
-from .layers.modules_to_save import HeadLabels, name_outputs
-from .layers.observers import observe, stop_observing
+from .layers import (
+    AdaptedTable,
+    HeadLabels,
+    Targets,
+    adapter_names,
+    as_list,
+    base_modules,
+    is_inside,
+    is_named,
+    name_outputs,
+    require_names,
+    require_unmerged,
+    stop_observing,
+    wrappers_of,
+)
+from .layers.active import active
+from .layers.observers import observe
 from .layers.sites import attachable_sites, left_out
 from .layers.two_pass import Lead
 from .layers.weights import keep_in_order, let_reorder, warn_of_misread_rows
-from .layers.wrapper import Targets, as_list, base_modules, is_inside, is_named
 from .model_base import difference, require_model_base
 from .models.row_frequencies import rejoin_rows, separate_rows
 from .unused import Watch, report, unused_layers

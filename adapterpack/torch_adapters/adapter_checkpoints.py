@@ -13,9 +13,8 @@ from torch import nn
 
 from ..errors import Unsupported
 from ..paths import StrPath
-from .layers.active import adapter_names
+from .layers import Wrapper, adapter_names
 from .layers.tensors import gather
-from .layers.wrapper import Wrapper
 from .save import save
 
 FILE = "model.safetensors"

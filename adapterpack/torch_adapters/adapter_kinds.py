@@ -12,16 +12,25 @@ from torch import nn
 from ..adapter_methods import Site, Traits
 from ..errors import SiteNotFound
 from ..registry import Registry
-from .layers import attention, encoder_decoder_prompts, prompts
+from .layers import (
+    Adapted,
+    AdaptedParameter,
+    AdaptedTable,
+    Targets,
+    attention,
+    encoder_decoder_prompts,
+    innermost,
+    module_at,
+    prompts,
+    select,
+)
 from .layers.block import AdaptedBlock
 from .layers.block_targets import block_at, select_blocks
 from .layers.conv import AdaptedConv, SpanningConv
-from .layers.embedding import AdaptedEmbedding, AdaptedTable
-from .layers.layer import Adapted, AdaptedLayer
+from .layers.embedding import AdaptedEmbedding
+from .layers.layer import AdaptedLayer
 from .layers.norms import AdaptedNorm
-from .layers.parameter import AdaptedParameter
-from .layers.sites import holder_at, select, site_at
-from .layers.wrapper import Targets, innermost, module_at
+from .layers.sites import holder_at, site_at
 
 LAYERS: dict[str, type[Adapted]] = {
     "linear": AdaptedLayer,

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..adapter_methods import LAYOUTS, Calibration, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
 from ..tasks.data import Row
+from .layers import device_of, module_at
 from .layers.active import evaluation_mode
 from .layers.calls import Args, Kwargs
-from .layers.weights import device_of
-from .layers.wrapper import input_of, module_at
+from .layers.wrapper import input_of
 
 MEASURED = frozenset({"moment", "gradient", "fisher"})
 _BACKWARD = frozenset({"gradient", "fisher"})

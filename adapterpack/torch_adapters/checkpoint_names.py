@@ -19,16 +19,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
-from ..base import Checkpoint, renamings_of
-from ..base.renamings import Step, find, in_memory, rename_all
-from ..base.tensor_rows import name_rows
+from ..base import Checkpoint, find, in_memory, name_rows, renamings_of
+from ..base.renamings import Step, rename_all
 from ..errors import AdapterpackError
-from ..hub.resolve import folder_at_hand
+from ..hub import folder_at_hand
 from ..io import TensorInfo
-from ..pack import Pack
-from ..pack.on_base import move_paths, weight_names
+from ..pack import Pack, move_paths
+from ..pack.on_base import weight_names
+from .layers import base_modules
 from .layers.tensors import whole_shape
-from .layers.wrapper import base_modules
 
 
 def stored_names(model: nn.Module, stored: Mapping[str, TensorInfo]) -> dict[str, str]:

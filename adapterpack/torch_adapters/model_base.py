@@ -19,8 +19,8 @@ from ..manifest import manifest as m
 from ..manifest.structs import Dims
 from ..pack import Pack, canary
 from ..paths import StrPath
-from .layers.weights import format_of, tensor_of
-from .layers.wrapper import base_modules
+from .layers import base_modules, tensor_of
+from .layers.weights import format_of
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """Maps numpy's and torch's names of dtypes to those of safetensors."""

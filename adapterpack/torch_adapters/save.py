@@ -18,11 +18,9 @@ from ..base import Checkpoint
 from ..base.base_metadata import license_of, tokenizer_of
 from ..errors import AdapterpackError, SiteNotFound, Unsupported
 from ..io import refuse_existing
-from ..manifest import MethodSites
+from ..manifest import MethodSites, PackTokenizer
 from ..manifest import manifest as m
-from ..manifest.structs import PackTokenizer
-from ..pack import Pack, descend
-from ..pack.pack import TEMPLATE, build, is_module, seal
+from ..pack import TEMPLATE, Pack, build, descend, is_module, seal
 from ..paths import StrPath
 from ..peft.readers import line
 from ..tasks import NO_TASK, TASKS, type_of
@@ -31,11 +29,19 @@ from ..tasks.task import takes_ids
 from ..version import VERSION
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
-from .layers.active import adapted_layers, adapter_names, require_names, require_unmerged
-from .layers.modules_to_save import HeadLabels, labels_of, own_outputs, saved_modules
-from .layers.observers import unused_of
-from .layers.tensors import as_numpy
-from .layers.wrapper import is_inside, path_order
+from .layers import (
+    HeadLabels,
+    adapted_layers,
+    adapter_names,
+    as_numpy,
+    is_inside,
+    require_names,
+    require_unmerged,
+    saved_modules,
+    unused_of,
+)
+from .layers.modules_to_save import labels_of, own_outputs
+from .layers.wrapper import path_order
 from .model_base import base_of, checkpoint_of, quantization_of
 
 log = logging.getLogger(__name__)

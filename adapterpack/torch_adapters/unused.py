@@ -22,11 +22,9 @@ from ..errors import NothingToDo
 from ..tasks.data import Row
 from .canaries.canary import examples_of
 from .canaries.inputs import reads_text_alone
-from .layers.active import evaluating
+from .layers import device_of, evaluating, innermost, is_loaded, module_at
 from .layers.observers import Observer
 from .layers.sites import experts_in
-from .layers.weights import device_of, is_loaded
-from .layers.wrapper import innermost, module_at
 
 log = logging.getLogger(__name__)
 

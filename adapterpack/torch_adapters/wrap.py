@@ -19,15 +19,22 @@ from ..adapter_methods import LAYOUTS, Method, Site, Tensors, constants_of, to_m
 from ..errors import Unsupported
 from ..manifest import Group
 from .adapter_kinds import KINDS
-from .layers.embedding import AdaptedTable
-from .layers.layer import Adapted, NewAdapter
-from .layers.modules_to_save import SavedModule
-from .layers.observers import stop_observing
-from .layers.parameter import AdaptedParameter
+from .layers import (
+    Adapted,
+    AdaptedParameter,
+    AdaptedTable,
+    SavedModule,
+    Wrapper,
+    as_numpy,
+    device_of,
+    innermost,
+    module_at,
+    stop_observing,
+    tensor_of,
+)
+from .layers.layer import NewAdapter
 from .layers.position_tracking import tell
-from .layers.tensors import as_numpy, as_parameter
-from .layers.weights import device_of, tensor_of
-from .layers.wrapper import Wrapper, innermost, module_at
+from .layers.tensors import as_parameter
 
 
 class Work:

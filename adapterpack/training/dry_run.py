@@ -21,8 +21,7 @@ from ..readable import seconds, size
 from ..tasks import get_task
 from ..tasks.data import IGNORED, Row
 from ..torch_adapters import adapted_layers
-from ..torch_adapters.layers.modules_to_save import saved_modules
-from ..torch_adapters.layers.wrapper import base_modules
+from ..torch_adapters.layers import base_modules, saved_modules
 from .config.fields import TrainConfig
 from .data.load import token_count
 from .loop.arguments import arguments_of

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import FormatError, Unsupported
-from ..checkpoint import Checkpoint
+from .. import Checkpoint
 from .grid import Grid, QuantizedRows, Rows, ScaleRows
 from .storage import PartUpdate
 

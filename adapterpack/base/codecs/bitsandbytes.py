@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import FormatError
-from ..checkpoint import Checkpoint
+from .. import Checkpoint
 from . import bnb4
 from .base import Codec, ModuleTensors, Weight, modules_with, unreadable
 from .grid import CodeSpan, Grid, Groups, fit_magnitude, integers

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import FormatError
 from ...io import FLOATS, strict_json
-from ..checkpoint import Checkpoint
+from .. import Checkpoint
 from .base import ModuleTensors, Parts, Weight, modules_with, unreadable
 from .grid import Grid, Groups, QuantizedRows, table
 from .storage import PartUpdate

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import Unsupported
 from ...io import FLOATS, TensorInfo
 from ...paths import StrPath
-from ..checkpoint import Checkpoint
+from .. import Checkpoint
 from ..tensor_rows import TensorTable
 from .base import Parts
 from .plain import plain_storage, plain_writer, stack_storage

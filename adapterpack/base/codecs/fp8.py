@@ -14,8 +14,7 @@ import numpy as np
 
 from ...errors import FormatError, excerpt
 from ...io import DTYPES
-from ..checkpoint import Checkpoint
-from ..quantization import settings
+from .. import Checkpoint, settings
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with
 from .grid import Grid, Groups, small_floats
 from .layout import CodeLayout, PartLayout

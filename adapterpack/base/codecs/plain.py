@@ -16,9 +16,8 @@ import numpy as np
 from ...adapter_methods import is_stacked, to_matrix
 from ...errors import Unsupported
 from ...io import DTYPES, Scratch, open_descriptor, read_into
-from ..checkpoint import Checkpoint
+from .. import Checkpoint, Round
 from ..fused_experts import ExpertStack
-from ..rounding import Round
 from .storage import MAIN_PART, EncodedRows, LazyMatrix, PartUpdate, Read, Reader, WeightStorage, Writer
 
 

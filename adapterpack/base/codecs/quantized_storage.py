@@ -9,7 +9,7 @@ import numpy as np
 from ...adapter_methods import LAYOUTS
 from ...errors import NonFinite, Unsupported
 from ...io import Scratch
-from ..rounding import Round
+from .. import Round
 from .base import Parts, Weight
 from .grid import F32
 from .storage import EncodedRows, LazyMatrix, Reader, Writer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import Unsupported
 from ...registry import Registry
-from ..checkpoint import Checkpoint
+from .. import Checkpoint
 from ..quantization import scheme
 from .base import Codec, Weight
 

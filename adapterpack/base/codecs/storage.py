@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...io import Scratch
-from ..rounding import Round
+from .. import Round
 
 MAIN_PART = "codes"
 """The role that every format has: the part whose tensor represents the weight."""

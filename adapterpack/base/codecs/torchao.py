@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import FormatError, excerpt
 from ...io import strict_json
-from ..checkpoint import Checkpoint
+from .. import Checkpoint
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with, unreadable
 from .fp8 import LEVELS, tile_of
 from .grid import Grid, Groups, fixed_zero, integers

@@ -15,9 +15,19 @@ from ...io import Json
 from ...readable import percent
 from ...report.audit import audit_report, screened_packs, worst_sites
 from ...serving.adapters.adapter_source import packs_in
-from ..options import common_options, flag, html_option, load_pack, open_page, option, weight_option
-from ..output import print_line, print_report, print_table
-from ..progress import show_bytes
+from .. import (
+    common_options,
+    flag,
+    html_option,
+    load_pack,
+    open_page,
+    option,
+    print_line,
+    print_report,
+    print_table,
+    show_bytes,
+    weight_option,
+)
 
 _SITES = 10
 

@@ -10,10 +10,21 @@ import click
 import adapterpack
 
 from ...report.bench import bench_facts, bench_report, bench_table
-from ..bundle_options import device_of, device_options, open_target, packs_argument
-from ..options import common_options, html_option, load_adapter, open_page, option
-from ..output import print_line, print_report, print_table
-from ..progress import show_steps
+from .. import (
+    common_options,
+    device_of,
+    device_options,
+    html_option,
+    load_adapter,
+    open_page,
+    open_target,
+    option,
+    packs_argument,
+    print_line,
+    print_report,
+    print_table,
+    show_steps,
+)
 
 
 @click.command("bench")

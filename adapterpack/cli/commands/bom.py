@@ -9,8 +9,7 @@ import click
 import adapterpack
 
 from ...io import output_file, strict_json
-from ..options import common_options, option, suggest
-from ..output import print_json, print_line, print_report
+from .. import common_options, option, print_json, print_line, print_report, suggest
 
 
 @click.command("bom")

@@ -29,11 +29,23 @@ from ...io import output_file, refuse_existing
 from ...runtime.text import read_text
 from ...signals import Ended, taken
 from ...tasks import require_chat
-from ..bundle_options import device_of, device_options, open_target, packs_argument
-from ..logs import log_failure, log_message
-from ..options import common_options, load_adapter, load_pack, option, parse_pairs
-from ..output import guard_stdout, print_line, print_report
-from ..progress import divert_stdout
+from .. import (
+    common_options,
+    device_of,
+    device_options,
+    divert_stdout,
+    guard_stdout,
+    load_adapter,
+    load_pack,
+    log_message,
+    open_target,
+    option,
+    packs_argument,
+    parse_pairs,
+    print_line,
+    print_report,
+)
+from ..logs import log_failure
 
 
 def _text(value: str) -> str:

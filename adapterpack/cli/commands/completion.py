@@ -15,9 +15,8 @@ from click.shell_completion import (
 )
 
 from ...errors import require_among
+from .. import common_options, guard_stdout, print_report, suggest
 from ..main import VARIABLE
-from ..options import common_options, suggest
-from ..output import guard_stdout, print_report
 
 
 @click.command("completion")

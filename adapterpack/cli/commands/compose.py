@@ -23,14 +23,24 @@ from ...composing.recipe import recipe_of
 from ...composing.rules.rule import RULES
 from ...composing.steps import RankChosen
 from ...errors import ConfigError
-from ...hub import folder_of
-from ...hub.resolve import folder_at_hand
+from ...hub import folder_at_hand, folder_of
 from ...pack import describe
 from ...readable import show_value, size, things
-from ..logs import log_message
-from ..options import common_options, flag, load_pack, option, parse_pairs, suggest, weight_option
-from ..output import print_line, print_report, print_table
-from ..progress import show_bytes, show_steps
+from .. import (
+    common_options,
+    flag,
+    load_pack,
+    log_message,
+    option,
+    parse_pairs,
+    print_line,
+    print_report,
+    print_table,
+    show_bytes,
+    show_steps,
+    suggest,
+    weight_option,
+)
 from ..score import score_with
 
 

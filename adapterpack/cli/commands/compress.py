@@ -12,8 +12,7 @@ from ...artifacts import inspect
 from ...errors import ConfigError
 from ...hub import folder_of
 from ...readable import show_value, size, things
-from ..options import common_options, load_pack, option
-from ..output import print_line, print_report
+from .. import common_options, load_pack, option, print_line, print_report
 
 
 @click.command("compress")

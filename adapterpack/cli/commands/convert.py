@@ -11,9 +11,16 @@ import adapterpack
 
 from ...hub import folder_of
 from ...readable import things
-from ..options import common_options, option, out_option, structural_option, suggest
-from ..output import print_line, print_report
-from ..progress import divert_stdout
+from .. import (
+    common_options,
+    divert_stdout,
+    option,
+    out_option,
+    print_line,
+    print_report,
+    structural_option,
+    suggest,
+)
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:

@@ -7,9 +7,7 @@ import click
 import adapterpack
 
 from ...hub import folder_of
-from ..options import common_options, load_pack, out_option
-from ..output import print_line, print_report
-from ..progress import divert_stdout
+from .. import common_options, divert_stdout, load_pack, out_option, print_line, print_report
 
 
 @click.command("declare")

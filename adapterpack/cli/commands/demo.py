@@ -7,9 +7,17 @@ import click
 import adapterpack
 
 from ...demos import load_stages, prepare
-from ..options import common_options, flag, option
-from ..output import print_facts, print_json, print_line, print_report, print_table
-from ..progress import show_steps
+from .. import (
+    common_options,
+    flag,
+    option,
+    print_facts,
+    print_json,
+    print_line,
+    print_report,
+    print_table,
+    show_steps,
+)
 
 
 @click.command("demo")

@@ -11,9 +11,16 @@ import adapterpack
 
 from ...errors import EXIT_FAILED
 from ...readable import size, things
-from ..options import common_options, flag
-from ..output import guard_stdout, print_facts, print_line, print_report, print_table
-from ..progress import show_steps
+from .. import (
+    common_options,
+    flag,
+    guard_stdout,
+    print_facts,
+    print_line,
+    print_report,
+    print_table,
+    show_steps,
+)
 
 _FOR_PROGRAMS = {"bytes", "missing"}
 """Columns that only the JSON has."""

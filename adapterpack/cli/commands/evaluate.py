@@ -15,17 +15,24 @@ from ...io import Json, output_file, refuse_existing
 from ...offline.job import encode_row
 from ...readable import things
 from ...report.evaluation import evaluation_report, evaluation_table, seen_note
-from ..bundle_options import (
+from .. import (
     batch_option,
+    columns_option,
+    common_options,
     device_of,
     device_options,
+    html_option,
+    load_adapter,
+    open_page,
+    option,
     packs_argument,
+    print_line,
+    print_report,
+    print_table,
     sampling_options,
     sampling_parameters,
+    show_steps,
 )
-from ..options import columns_option, common_options, html_option, load_adapter, open_page, option
-from ..output import print_line, print_report, print_table
-from ..progress import show_steps
 
 
 @click.command("evaluate")

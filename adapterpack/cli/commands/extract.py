@@ -10,9 +10,7 @@ import adapterpack
 
 from ...hub import folder_of
 from ...readable import show_value, size, things
-from ..options import common_options, option, out_option
-from ..output import print_line, print_report
-from ..progress import show_bytes
+from .. import common_options, option, out_option, print_line, print_report, show_bytes
 
 
 @click.command("extract")

@@ -12,8 +12,7 @@ from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
 from ...hub.auditing import Audited, audit_sarif
 from ...io import output_file, strict_json
 from ...version import VERSION
-from ..options import address_options, common_options, flag, option
-from ..output import print_line, print_report, print_table
+from .. import address_options, common_options, flag, option, print_line, print_report, print_table
 
 _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
 

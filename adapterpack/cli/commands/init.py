@@ -12,9 +12,7 @@ from ...hub import folder_of
 from ...io import refuse_existing
 from ...training.config.sources import Source
 from ...training.data.decompress import files_of
-from ..options import columns_option, common_options, option
-from ..output import print_facts, print_line, print_report
-from ..progress import show_steps
+from .. import columns_option, common_options, option, print_facts, print_line, print_report, show_steps
 
 
 @click.command("init")

@@ -7,8 +7,8 @@ import click
 import adapterpack
 
 from ...readable import size
-from ..options import common_options, flag, html_option, open_page
-from ..output import print_facts, print_line, print_report, shorten_digests
+from .. import common_options, flag, html_option, open_page, print_facts, print_line, print_report
+from ..output import shorten_digests
 
 
 @click.command("inspect")

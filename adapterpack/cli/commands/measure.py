@@ -12,9 +12,7 @@ import adapterpack
 from ...hub import folder_of
 from ...manifest import FILE_NAME
 from ...readable import size, things
-from ..options import common_options, load_pack, option
-from ..output import print_line, print_report
-from ..progress import show_steps
+from .. import common_options, load_pack, option, print_line, print_report, show_steps
 
 
 @click.command("measure")

@@ -11,18 +11,19 @@ from ...merging.checkpoint import MergeReport
 from ...merging.onnx.report import GraphReport
 from ...merging.pipeline import merge
 from ...readable import size, things
-from ..options import (
+from .. import (
     common_options,
     flag,
     load_pack,
     option,
     out_option,
+    print_line,
+    print_report,
+    show_bytes,
     structural_option,
     suggest,
     weight_option,
 )
-from ..output import print_line, print_report
-from ..progress import show_bytes
 
 
 @click.command("merge")

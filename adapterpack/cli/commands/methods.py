@@ -14,9 +14,7 @@ from ...adapter_methods import INITS, broken_plugins, describe_traits, get, meth
 from ...adapter_methods.core.config import types_of_fields
 from ...adapter_methods.nodes import NODES, traits
 from ...io import Json
-from ..logs import log_message
-from ..options import common_options, suggest
-from ..output import print_facts, print_report, print_table
+from .. import common_options, log_message, print_facts, print_report, print_table, suggest
 
 _KEYS = {"min_features": "least"}
 """Traits whose key in the JSON differs from their name, since scripts read it."""

@@ -13,9 +13,17 @@ from ...io import refuse_existing
 from ...pack import describe
 from ...readable import show_value, things
 from ...report.evaluation import evaluation_table
-from ..options import common_options, load_pack, option, out_option
-from ..output import print_line, print_report, print_table
-from ..progress import show_bytes, show_steps
+from .. import (
+    common_options,
+    load_pack,
+    option,
+    out_option,
+    print_line,
+    print_report,
+    print_table,
+    show_bytes,
+    show_steps,
+)
 
 
 @click.command("port")

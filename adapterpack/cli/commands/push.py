@@ -8,10 +8,8 @@ import click
 
 import adapterpack
 
-from ...hub.transport.registry import parse_address
-from ..options import common_options, flag, option
-from ..output import print_line, print_report
-from ..progress import show_bytes
+from ...hub.transport import parse_address
+from .. import common_options, flag, option, print_line, print_report, show_bytes
 
 
 @click.command("push")

@@ -13,9 +13,20 @@ import adapterpack
 from ...hub import folder_of
 from ...readable import size, things
 from ...report.comparison import comparison_report, comparison_table, list_left_out
-from ..options import common_options, html_option, open_page, option, quantization_options, suggest
-from ..output import print_facts, print_line, print_report, print_table
-from ..progress import divert_stdout, show_steps
+from .. import (
+    common_options,
+    divert_stdout,
+    html_option,
+    open_page,
+    option,
+    print_facts,
+    print_line,
+    print_report,
+    print_table,
+    quantization_options,
+    show_steps,
+    suggest,
+)
 
 
 @click.command("quantize")

@@ -11,8 +11,7 @@ import adapterpack
 from ...hub import folder_of
 from ...pack import describe
 from ...readable import show_value, size, things
-from ..options import common_options, load_pack, option, out_option
-from ..output import print_line, print_report
+from .. import common_options, load_pack, option, out_option, print_line, print_report
 from .compose import print_left_out
 
 

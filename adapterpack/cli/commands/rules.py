@@ -10,8 +10,7 @@ import adapterpack
 
 from ...composing.rules.rule import RULES
 from ...io import Json
-from ..options import common_options, suggest
-from ..output import print_facts, print_report, print_table
+from .. import common_options, print_facts, print_report, print_table, suggest
 
 
 @click.command("rules")

@@ -17,18 +17,25 @@ from ...offline.growing_file import OutputProgress, now
 from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_all, write_file, write_stream
 from ...offline.lines import Line, lines_of
 from ...readable import percent, things
-from ..bundle_options import (
+from .. import (
     batch_option,
+    common_options,
     device_of,
     device_options,
+    divert_stdout,
+    flag,
+    load_adapter,
+    load_pack,
     open_target,
+    option,
     packs_argument,
+    print_json,
+    print_line,
+    print_report,
     sampling_options,
     sampling_parameters,
 )
-from ..options import common_options, flag, load_adapter, load_pack, option
-from ..output import print_json, print_line, print_report
-from ..progress import divert_stdout, show_rows
+from ..progress import show_rows
 
 
 @click.command("run")

@@ -12,12 +12,24 @@ import adapterpack
 
 from ...errors import ConfigError
 from ...pack import Signers
-from ...pack.trust.keyless import SigstoreIdentity
+from ...pack.trust import SigstoreIdentity
 from ...readable import things
 from ...serving.tenants import new_key
-from ..bundle_options import device_of, device_options, open_target, packs_argument
-from ..options import address_options, common_options, flag, load_adapter, load_pack, option, trust_config
-from ..output import print_line, print_report
+from .. import (
+    address_options,
+    common_options,
+    device_of,
+    device_options,
+    flag,
+    load_adapter,
+    load_pack,
+    open_target,
+    option,
+    packs_argument,
+    print_line,
+    print_report,
+    trust_config,
+)
 
 
 def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

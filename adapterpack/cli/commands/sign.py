@@ -8,9 +8,8 @@ import click
 
 import adapterpack
 
-from ...pack.trust.keyless import SigstoreSigner
-from ..options import common_options, flag, option, trust_config
-from ..output import print_line, print_report
+from ...pack.trust import SigstoreSigner
+from .. import common_options, flag, option, print_line, print_report, trust_config
 
 PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
 

@@ -11,10 +11,22 @@ import click
 import adapterpack
 
 from ...readable import things
-from ..logs import log_message
-from ..options import common_options, flag, html_option, open_page, option
-from ..output import guard_stdout, print_facts, print_line, print_report, print_rich, print_table
-from ..progress import divert_stdout, show_training
+from .. import (
+    common_options,
+    divert_stdout,
+    flag,
+    guard_stdout,
+    html_option,
+    log_message,
+    open_page,
+    option,
+    print_facts,
+    print_line,
+    print_report,
+    print_table,
+)
+from ..output import print_rich
+from ..progress import show_training
 
 
 @click.command("train")

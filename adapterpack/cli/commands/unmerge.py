@@ -7,8 +7,7 @@ import click
 import adapterpack
 
 from ...hub import folder_of
-from ..options import common_options, load_pack, option, out_option
-from ..output import print_line, print_report
+from .. import common_options, load_pack, option, out_option, print_line, print_report
 
 
 @click.command("unmerge")

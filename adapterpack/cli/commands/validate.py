@@ -14,8 +14,7 @@ from ...io import output_file, strict_json, without_none
 from ...pack import Budget
 from ...pack.validate.sarif import sarif
 from ...version import VERSION
-from ..options import common_options, flag, option, structural_option, suggest
-from ..output import print_line, print_report
+from .. import common_options, flag, option, print_line, print_report, structural_option, suggest
 
 _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
 

@@ -7,9 +7,8 @@ import click
 import adapterpack
 
 from ...hub import folder_of
-from ...pack.trust.keyless import SigstoreIdentity
-from ..options import common_options, option, trust_config
-from ..output import print_line, print_report
+from ...pack.trust import SigstoreIdentity
+from .. import common_options, option, print_line, print_report, trust_config
 
 
 @click.command("verify")

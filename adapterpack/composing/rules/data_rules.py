@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
-from ...lowrank import Factors, Term, Terms, zero
-from ...lowrank.factors import stack
+from ...lowrank import Factors, Term, Terms, stack, zero
 from .entries import EntryBlock, EntryBlocks, entry_rule, weigh
 from .rule import MEAN, Fraction, Positive, Share, rule
 

@@ -15,8 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank import Factors, Term, Terms, magnitudes, zero
-from ...lowrank.quantiles import level
+from ...lowrank import Factors, Term, Terms, level, magnitudes, zero
 from ...lowrank.spectra import spectra
 from .rule import THINNED, Count, Fraction, Laws, Share, rule
 

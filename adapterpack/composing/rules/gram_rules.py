@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank import Factors, FactorSum, Term, Terms, gram, weighted_sum
-from ...lowrank.factors import column_gram, row_gram, stack
+from ...lowrank import Factors, FactorSum, Term, Terms, gram, stack, weighted_sum
+from ...lowrank.factors import column_gram, row_gram
 from .rule import (
     MEAN,
     RULES,

@@ -12,8 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ...lowrank import Factors, Terms, zero
-from ...lowrank.factors import JointCore, core
+from ...lowrank import Factors, JointCore, Terms, core, zero
 from .rule import MEAN, Laws, Positive, Share, rule
 
 Mean = Literal["support", "site"]

@@ -17,7 +17,7 @@ from ...adapter_methods import Arrays, Site, Tensors, check_shapes, get, shapes_
 from ...errors import FormatError, Unsupported, excerpt
 from ...manifest import MethodSites
 from ...resources import table
-from ..numbers import finite_number
+from .. import finite_number
 from .families import Family
 from .settings import Settings, require_settings, setting
 

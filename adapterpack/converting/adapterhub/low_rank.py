@@ -15,9 +15,8 @@ import numpy as np
 from ...adapter_methods import Arrays, Site, Tensors, get, shapes_of
 from ...errors import FormatError, Unsupported, excerpt
 from ...manifest import MethodSites
-from ...peft.tensors import site_of
-from ..numbers import finite_number
-from ..packs import drop_targets
+from ...peft import site_of
+from .. import drop_targets, finite_number
 from .families import Family
 from .settings import Settings, require_settings, setting
 

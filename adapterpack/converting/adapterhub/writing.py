@@ -15,8 +15,7 @@ import numpy as np
 from ...adapter_methods.forms.blocks import entry_of
 from ...errors import Unsupported
 from ...pack import Adapter, Pack
-from ..factors import pad_to_one_rank, site_factors
-from ..format import Notes, list_first
+from .. import Notes, list_first, pad_to_one_rank, site_factors
 from .families import Family
 
 _ACTS = {"relu": "relu", "silu": "swish", "gelu": "gelu_orig", "gelu_tanh": "gelu_new", "tanh": "tanh"}

@@ -15,24 +15,26 @@ from ...adapter_methods import Arrays
 from ...errors import FormatError, Unsupported, excerpt
 from ...io import SafetensorsFile, safetensors, strict_json
 from ...pack import Pack
-from ...peft import layout
-from ...peft.options import PICKLED, read_config
-from ..adapterhub import bottlenecks, heads, low_rank
-from ..adapterhub.families import family_of
-from ..adapterhub.settings import setting
-from ..adapterhub.writing import to_settings
-from ..base import BaseModel, bind_to_base
-from ..format import (
+from ...peft import layout, read_config
+from ...peft.options import PICKLED
+from .. import (
     FORMATS,
+    BaseModel,
     ConversionSource,
     Format,
     Notes,
     Reading,
     beside_config,
+    bind_to_base,
+    dequantize,
+    foreign_pack,
     refuse_full_modules,
     require_base,
 )
-from ..packs import dequantize, foreign_pack
+from ..adapterhub import bottlenecks, heads, low_rank
+from ..adapterhub.families import family_of
+from ..adapterhub.settings import setting
+from ..adapterhub.writing import to_settings
 from ..tensor_files import out_of_pickle
 
 _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"

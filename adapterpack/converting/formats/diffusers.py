@@ -18,19 +18,29 @@ from ...adapter_methods import Arrays, LoRA, method_of
 from ...errors import FormatError, Unsupported
 from ...io import SafetensorsFile, safetensors, strict_json
 from ...pack import Pack
-from ..base import BaseModel, bind_to_base
-from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key
-from ..format import (
+from .. import (
     FORMATS,
+    BaseModel,
     ConversionSource,
     Format,
     Notes,
     Reading,
+    SiteFactors,
+    bind_to_base,
+    choose_models,
+    dequantize,
+    group_leaves,
+    is_text_model,
+    keys_of,
+    lora_pack,
+    missing_alpha_note,
+    published_in,
     refuse_full_modules,
+    require_pairs,
+    site_factors,
+    split_key,
+    tensor_number,
 )
-from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_note, published_in
-from ..numbers import tensor_number
-from ..packs import dequantize
 
 _A = "lora_A.weight"
 _B = "lora_B.weight"

@@ -22,28 +22,34 @@ from ...base.gguf import MAGIC
 from ...base.gguf.names import FAMILIES, GGUFFamily, rope_row_order
 from ...base.gguf.package import library
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
-from ...io import dtype_name
-from ...io.safe_open import write_parts
+from ...io import dtype_name, write_parts
 from ...io.safetensors import raw
 from ...manifest import manifest as m
 from ...pack import Pack
 from ...readable import things
-from ..base import BaseModel, bind_to_base
-from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key
-from ..format import (
+from .. import (
     FORMATS,
+    BaseModel,
     ConversionSource,
     Format,
     Notes,
     Reading,
+    SiteFactors,
+    bind_to_base,
+    dequantize,
     first_bytes,
+    group_leaves,
     list_first,
+    lora_pack,
     refuse_full_modules,
     require_base,
+    require_pairs,
+    scale_factor,
+    site_factors,
+    split_key,
 )
 from ..gguf_file import GGUFAdapter, read_gguf
-from ..numbers import most_frequent, scale_factor
-from ..packs import dequantize
+from ..numbers import most_frequent
 
 _ROLES = ("lora_a", "lora_b")
 _WHY = "its architecture, its layers and its heads decide the names and the order of rows"

@@ -14,26 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from ...adapter_methods import Arrays, Site, Tensors, get
-from ...base.renamings import in_memory, publish_path
+from ...base import in_memory, publish_path
 from ...errors import SiteNotFound, Unsupported, require_among
 from ...io import SafetensorsFile, safetensors
 from ...manifest import MethodSites
 from ...pack import Pack
-from ..base import BaseModel, bind_to_base
-from ..factors import group_leaves, require_linear, site_factors
-from ..format import (
+from .. import (
     FORMATS,
+    BaseModel,
     ConversionSource,
     Format,
     Notes,
     Reading,
+    bind_to_base,
+    choose_models,
+    dequantize,
+    foreign_pack,
+    group_leaves,
+    is_text_model,
+    keys_of,
     list_first,
+    missing_alpha_note,
+    published_in,
     refuse_full_modules,
+    site_factors,
 )
-from ..lora_keys import choose_models, is_text_model, keys_of, missing_alpha_note, published_in
+from ..factors import require_linear
 from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
-from ..packs import dequantize, foreign_pack
 
 _DOWN = "lora_down.weight"
 _UP = "lora_up.weight"

@@ -19,31 +19,30 @@ from ...errors import FormatError, Unsupported, excerpt
 from ...io import SafetensorsFile, npz_file, safetensors, strict_json
 from ...manifest import MethodSites
 from ...pack import Pack
-from ...peft import layout
-from ...peft.options import read_config
-from ...peft.tensors import site_of
-from ..base import BaseModel, bind_to_base
-from ..factors import (
-    SiteFactors,
-    check_pair,
-    group_leaves,
-    pad_to_one_rank,
-    require_pairs,
-    site_factors,
-    split_key,
-)
-from ..format import (
+from ...peft import layout, read_config, site_of
+from .. import (
     FORMATS,
+    BaseModel,
     ConversionSource,
     Format,
     Notes,
     Reading,
+    SiteFactors,
     beside_config,
+    bind_to_base,
+    check_pair,
+    dequantize,
+    drop_targets,
+    finite_number,
+    foreign_pack,
+    group_leaves,
     list_first,
+    pad_to_one_rank,
     refuse_full_modules,
+    require_pairs,
+    site_factors,
+    split_key,
 )
-from ..numbers import finite_number
-from ..packs import dequantize, drop_targets, foreign_pack
 from ..tensor_files import as_file
 
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"

@@ -16,22 +16,25 @@ import numpy as np
 from ...adapter_methods import LAYOUTS, Arrays
 from ...errors import FormatError, Unsupported
 from ...pack import Pack
-from ...runtime.adapters.files import write_adapter_file
-from ...slots.graph_inputs import fit
-from ...slots.values import HEAD_FIELDS, Values, pack_values, split_slot
-from ..base import BaseModel, bind_to_base
-from ..factors import SiteFactors, lora_pack, require_pairs
-from ..flatbuffer import MAGIC, read_parameters
-from ..format import (
+from ...runtime.adapters import write_adapter_file
+from ...slots import Values, fit, pack_values, split_slot
+from ...slots.values import HEAD_FIELDS
+from .. import (
     FORMATS,
+    BaseModel,
     ConversionSource,
     Format,
     Notes,
     Reading,
+    SiteFactors,
+    bind_to_base,
+    dequantize,
     first_bytes,
     list_first,
+    lora_pack,
+    require_pairs,
 )
-from ..packs import dequantize
+from ..flatbuffer import MAGIC, read_parameters
 
 _PAIR = ("down", "up")
 _NOT_LORA = ("scale", "shift", "pre")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from ...manifest import manifest as m
 from ...pack import Pack, load
-from ..base import BaseModel
-from ..format import FORMATS, Format, Notes, Reading
-from ..packs import dequantize, require_base_fits
+from .. import FORMATS, BaseModel, Format, Notes, Reading, dequantize
+from ..packs import require_base_fits
 
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> Notes:

@@ -9,14 +9,20 @@ from ...errors import Unsupported
 from ...pack import Pack
 from ...pack.files import encode_files
 from ...pack.from_peft import import_folder
-from ...peft import layout
-from ...peft.options import unknown_sentence
-from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, ConversionSource, Format, Notes, Reading
-from ..packs import dequantize
+from ...peft import layout, unknown_sentence
+from .. import (
+    FORMATS,
+    BaseModel,
+    ConversionSource,
+    Format,
+    Notes,
+    Reading,
+    bind_to_base,
+    dequantize,
+    tensors_of,
+)
 from ..peft_decomposition import from_peft, to_peft
 from ..peft_parameters import of_parameters, reorder_for_peft
-from ..tensor_files import tensors_of
 from ..tinker import split_experts
 
 ON_BASE = (

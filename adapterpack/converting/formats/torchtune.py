@@ -20,14 +20,23 @@ from ...adapter_methods import Arrays, Site, get
 from ...errors import FormatError, Unsupported
 from ...io import TENSORS, torch_file
 from ...manifest import MethodSites
-from ...peft import layout
-from ...peft.options import PICKLES, TORCHTUNE, read_config
-from ...peft.tensors import site_of
-from ..base import BaseModel, bind_to_base
-from ..factors import check_pair, group_leaves, require_pairs, split_key
-from ..format import FORMATS, ConversionSource, Format, Reading, first_bytes
-from ..numbers import finite_number
-from ..packs import drop_targets, foreign_pack
+from ...peft import PICKLES, TORCHTUNE, layout, read_config, site_of
+from .. import (
+    FORMATS,
+    BaseModel,
+    ConversionSource,
+    Format,
+    Reading,
+    bind_to_base,
+    check_pair,
+    drop_targets,
+    finite_number,
+    first_bytes,
+    foreign_pack,
+    group_leaves,
+    require_pairs,
+    split_key,
+)
 
 _FILE = "adapter_model.pt"
 _LEAVES = {"lora_a.weight": "lora_A", "lora_b.weight": "lora_B", "magnitude": "lora_magnitude_vector"}

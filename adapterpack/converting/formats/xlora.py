@@ -24,16 +24,12 @@ from ...composing.assemble import assemble
 from ...errors import AdapterpackError, FormatError, Unsupported, excerpt
 from ...io import TENSORS, SafetensorsFile, strict_json
 from ...io.safetensors import pieces
-from ...manifest.digests import write_files
-from ...pack import Pack, load
-from ...pack.files import METADATA
-from ...pack.pack import build
-from ...peft.layout import CONFIG
-from ...peft.options import read_config, unknown_options, unknown_sentence
+from ...manifest import write_files
+from ...pack import METADATA, Pack, build, load
+from ...peft import CONFIG, read_config, unknown_sentence
+from ...peft.options import unknown_options
 from ...tasks import peft_type_of
-from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, ConversionSource, Format, Notes, Reading
-from ..tensor_files import tensors_of
+from .. import FORMATS, BaseModel, ConversionSource, Format, Notes, Reading, bind_to_base, tensors_of
 from .peft import write
 
 _TYPE, _NODE = "XLORA", "xlora"

@@ -22,9 +22,7 @@ import numpy as np
 from ...adapter_methods import Site, check_shapes, get
 from ...adapter_methods.loha import with_kernel
 from ...errors import BaseMismatch, FormatError, Unsupported, printable
-from ..factors import check_pair
-from ..numbers import tensor_number
-from ..packs import drop_targets
+from .. import check_pair, drop_targets, tensor_number
 from .kronecker import split_kronecker
 
 Tensors = Mapping[str, np.ndarray]

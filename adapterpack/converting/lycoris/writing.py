@@ -9,7 +9,7 @@ import numpy as np
 from ...adapter_methods import Arrays
 from ...errors import Unsupported
 from ...pack import Adapter
-from ..numbers import scale_factor
+from .. import scale_factor
 
 
 def number(value: float) -> np.ndarray:

@@ -10,19 +10,23 @@ import numpy as np
 from ...tasks.data import LABEL_COLUMNS, NUMBER, ONE, DataReport, Row
 from ...tasks.data.problems import ANY
 from ...tasks.text_classification import columns_of, texts_of
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
     Judgement,
+    Measure,
     RowParts,
     RowReader,
+    of_sums,
+    pearson,
+    ratio,
     read_files,
     read_rows,
+    spearman,
     target_of,
 )
-from ..measures import Measure, of_sums, pearson, ratio, spearman
 
 
 def _read_texts(rows: Any, report: DataReport) -> RowReader:

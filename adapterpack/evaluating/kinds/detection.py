@@ -10,7 +10,7 @@ import numpy as np
 
 from ...tasks.data import Row
 from ...tasks.object_detection import read_objects
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,

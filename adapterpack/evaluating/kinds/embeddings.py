@@ -11,7 +11,7 @@ import numpy as np
 
 from ...tasks.data import DataReport, Row
 from ...training.trainers.contrastive import columns_of, value_of
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
@@ -19,11 +19,13 @@ from ..evaluation import (
     Judgement,
     RowParts,
     RowReader,
+    pearson,
+    ratio,
     read_files,
     read_rows,
+    spearman,
     text_in,
 )
-from ..measures import pearson, ratio, spearman
 
 _NEAREST = (1, 5, 10)
 

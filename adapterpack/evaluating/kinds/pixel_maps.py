@@ -8,7 +8,7 @@ from ...tasks.data import Row
 from ...tasks.pixel_maps import nearest
 from ...tasks.semantic_segmentation import names_of
 from ...training.loop.media import content_of
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
@@ -17,10 +17,11 @@ from ..evaluation import (
     Judgement,
     Result,
     RowParts,
+    of_sums,
+    ratio,
     read_files,
     target_of,
 )
-from ..measures import of_sums, ratio
 
 _CLOSE = 1.25
 """Depths within this factor of each other are close (Eigen et al. 2014, https://arxiv.org/abs/1406.2283)."""

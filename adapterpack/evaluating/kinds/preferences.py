@@ -13,19 +13,20 @@ from ...errors import ConfigError
 from ...tasks.conversations.form import FORMS
 from ...tasks.data import NUMBER, DataReport, Row
 from ...tasks.preferences.form import read_answers
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
     Judgement,
-    ReadRows,
+    Measure,
     RowParts,
     RowReader,
-    RowReply,
+    of_sums,
+    ratio,
     read_rows,
 )
-from ..measures import Measure, of_sums, ratio
+from ..evaluation import ReadRows, RowReply
 from .texts import encode
 
 _SIDES = ("chosen", "rejected")

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...tasks.data import DataReport, Row
 from ...tasks.question_answering import is_flat, read_question
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
@@ -19,9 +19,9 @@ from ..evaluation import (
     Judgement,
     RowParts,
     RowReader,
+    ratio,
     read_rows,
 )
-from ..measures import ratio
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 

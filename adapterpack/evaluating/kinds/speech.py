@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..evaluation import EVALUATIONS, AnsweredRows, Evaluation, Judgement, read_files, text_in
-from ..measures import ratio
+from .. import EVALUATIONS, AnsweredRows, Evaluation, Judgement, ratio, read_files, text_in
 from .texts import length_options
 
 

@@ -19,7 +19,7 @@ from ...tasks.data import IGNORED, DataReport, Row
 from ...tasks.image_text_to_text import PLACE, images_column, listed, without_parts
 from ...tasks.targets import target_ids
 from ...training.loop.media import content_of
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
@@ -28,9 +28,9 @@ from ..evaluation import (
     Judgement,
     RowParts,
     RowReader,
+    ratio,
     read_rows,
 )
-from ..measures import ratio
 
 _SPARE, _LONGEST = 8, 512
 """How many tokens an answer may exceed the longest right one by; the most tokens of an answer."""

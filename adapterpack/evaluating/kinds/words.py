@@ -10,7 +10,7 @@ import numpy as np
 
 from ...tasks.data import DataReport, Row
 from ...tasks.token_classification import OUTSIDE, entities, label_column, words_and_labels
-from ..evaluation import (
+from .. import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
@@ -18,10 +18,10 @@ from ..evaluation import (
     Judgement,
     RowParts,
     RowReader,
+    ratio,
     read_rows,
     target_of,
 )
-from ..measures import ratio
 from .classification import confusion
 
 

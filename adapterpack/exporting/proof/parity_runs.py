@@ -21,7 +21,7 @@ from ...runtime.adapters import Names
 from ...runtime.media import GRIDS, IMAGES, OFFSETS, PIXELS, take_images
 from ...runtime.sessions.decoder import next_cache
 from ...tasks import FRAMES, REREADS, SPANS, Arrays, Task
-from ...torch_adapters.adapt import attach, detach
+from ...torch_adapters import attach, detach
 from ...torch_adapters.canaries.inputs import token_types
 from ..tracing.layer_state import is_recurrent, own_mask, whole_cache
 from ..tracing.torch_parts import first_position

@@ -41,8 +41,7 @@ def serve(
     with needed_by("serving a hub"):
         import uvicorn  # noqa: PLC0415 - an extra
 
-        from ...http.port import listening  # noqa: PLC0415 - needs the same extra
-        from ...http.protocol import Protocol  # noqa: PLC0415 - as above
+        from ...http import Protocol, listening  # noqa: PLC0415 - an extra, too
         from .app import build  # noqa: PLC0415
     access = Access() if tokens is None else Access.from_file(Path(tokens))
     app = build(folder, access)

@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from ...base.repository_name import is_repo
+from ...base import is_repo
 from ...errors import OutputExists, StorageError, storage_errors
 from ...http import HTTPError, bad_request
 from ...io import FrozenStruct, blobs, hold_lock, output_file, output_folder, own_folder, strict_json

@@ -18,5 +18,7 @@ from .http import post_json as post_json
 from .local_files import LocalFile as LocalFile
 from .names import HubReference as HubReference
 from .official import guarded_downloads as guarded_downloads
+from .registry import RegistryReference as RegistryReference
+from .registry import parse_address as parse_address
 from .transfer import fetch as fetch
 from .transfer import remove_old as remove_old

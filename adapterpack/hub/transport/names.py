@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ...base.repository_name import is_repo
+from ...base import is_repo
 from ...errors import ConfigError, FormatError
 
 SCHEME = "hf://"

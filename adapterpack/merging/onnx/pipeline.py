@@ -355,7 +355,7 @@ def _write_bundle(
     """
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
-    from ...bundle.signature import signature_of  # noqa: PLC0415
+    from ...bundle import signature_of  # noqa: PLC0415
     from ...engine_graph.parity import rederive  # noqa: PLC0415 - only a bundle is run
     from ...runtime.sessions.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
 

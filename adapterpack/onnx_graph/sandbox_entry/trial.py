@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ...library_errors import is_out_of_memory
-from ..bfloat16 import computing_wide
+from .. import computing_wide
 
 
 def survive(request: bytes) -> bytes:

@@ -26,8 +26,7 @@ from ...errors import (
 from ...io import Json, output_file, read_file, sha256_of
 from ...manifest import manifest as m
 from ...paths import StrPath
-from ..pack import MUTABLE, SIGNATURE, Pack
-from ..revoked import require_unrevoked
+from .. import MUTABLE, SIGNATURE, Pack, require_unrevoked
 from ..validate import load
 from ..validate.checks import Finding, entries, regular_files
 from . import dsse, statement

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import ConfigError, FormatError, UnsupportedSignature, WronglySigned
 from ...io import strict_json
-from ..pack import MUTABLE
+from .. import MUTABLE
 from .dsse import MAX_BYTES
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -14,8 +14,7 @@ from ...errors import FormatError, StorageError
 from ...manifest import FILE_NAME, Outline, outline_of
 from ...manifest.manifest import parse
 from ...paths import StrPath
-from ..pack import Pack
-from ..revoked import require_unrevoked_pack, require_unrevoked_signer, revocations
+from .. import Pack, require_unrevoked_pack, require_unrevoked_signer, revocations
 from .checks import folder as files
 from .validation import load, load_proved
 

@@ -21,9 +21,7 @@ from ...manifest import manifest as m
 from ...manifest import method_of
 from ...paths import StrPath
 from ...peft import layout
-from .. import from_peft
-from ..pack import SIGNATURE, TEMPLATE, Pack
-from ..revoked import require_unrevoked_pack, require_unrevoked_signer
+from .. import SIGNATURE, TEMPLATE, Pack, from_peft, require_unrevoked_pack, require_unrevoked_signer
 from .checks import (
     OPTION,
     Budget,

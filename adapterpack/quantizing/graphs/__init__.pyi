@@ -1,7 +1,9 @@
 from .algorithm import ALGORITHMS as ALGORITHMS
+from .algorithm import Algorithm as Algorithm
 from .calibration_rows import MOST_TOKENS as MOST_TOKENS
 from .calibration_rows import encode_row as encode_row
 from .calibration_rows import read_rows as read_rows
+from .onnxruntime_quantizer import quantize_product as quantize_product
 from .options import CACHES as CACHES
 from .options import STORED as STORED
 from .options import TRAINED as TRAINED
@@ -10,6 +12,8 @@ from .options import GraphQuantization as GraphQuantization
 from .options import codes_of_base as codes_of_base
 from .options import quantization as quantization
 from .options import require_no_options as require_no_options
+from .product import Codes as Codes
+from .product import ConstantProduct as ConstantProduct
 from .product import RoundingSetting as RoundingSetting
 from .quantize_bundle import finish_directly as finish_directly
 from .quantize_bundle import quantize_directly as quantize_directly
@@ -17,4 +21,6 @@ from .quantize_bundle import quantize_in_place as quantize_in_place
 from .quantize_bundle import quantizes_directly as quantizes_directly
 from .replace_products import find_products as find_products
 from .scheme import GRAPH_SCHEMES as GRAPH_SCHEMES
+from .scheme import GraphScheme as GraphScheme
+from .scheme import Rewriting as Rewriting
 from .stored_weights import StoredWeights as StoredWeights

@@ -19,8 +19,7 @@ import onnx_ir as ir
 
 from ...bundle import Bundle, CompensationReport
 from ...errors import NothingToDo
-from ...lowrank import Cut, Factors, InMemory
-from ...lowrank.range_finder import largest
+from ...lowrank import Cut, Factors, InMemory, largest
 from ...onnx_graph import add_initializer, fresh_grid, nearest, split_blocks, stored_grid, unpack, values
 from .product import Second, output_error
 from .replace_products import find_head, find_products

@@ -151,7 +151,7 @@ class SlotValues:
     def _project(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
         """Runs a prompt through the graph's key and value projections."""
         # it loads sympy, and most packs need no graph
-        from ...slots.projections import heads_at, project  # noqa: PLC0415
+        from ...slots import heads_at, project  # noqa: PLC0415
 
         heads = heads_at(self.bundle.sites, path)
         site = self.bundle.sites[f"{path}.{PROJECTION}"]

@@ -15,6 +15,7 @@ from .inputs import seconds_of as seconds_of
 from .inputs import sized_image_of as sized_image_of
 from .inputs import sound_of as sound_of
 from .pictures import PictureReader as PictureReader
+from .pictures import PicturesOfRow as PicturesOfRow
 from .pictures import SeenPicture as SeenPicture
 from .pictures import fill_marks as fill_marks
 from .pictures import join_pictures as join_pictures

@@ -13,9 +13,8 @@ from typing import Literal, NamedTuple
 
 from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
 from ...io import FrozenStruct
-from ...pack import Pack, TextIndex
-from ...pack.text_profile import TextProfile
-from ...pack.trust.sign import Signers
+from ...pack import Pack, TextIndex, TextProfile
+from ...pack.trust import Signers
 from ...pack.validate import ListedPack
 from ...runtime.engine import AdapterTable
 from .adapter_source import AdapterSource, InFolder, NamedSource, PackPlace, PlaceState

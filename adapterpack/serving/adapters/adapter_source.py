@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ...base.repository_name import is_repo
+from ...base import is_repo
 from ...errors import ConfigError, FormatError, StorageError, UnknownAdapter, storage_errors
+from ...hub import is_remote
 from ...hub.lockfile import Lockfile, PinnedArtifact
 from ...hub.pull import local_copy, pinned_artifact
-from ...hub.resolve import is_remote
-from ...hub.transport import names
-from ...hub.transport.registry import parse_address
+from ...hub.transport import names, parse_address
 from ...manifest import FILE_NAME
 from ...pack import Pack
 from ...pack.validate import list_pack, load
 from ...paths import StrPath
-from ...peft.layout import CONFIG
+from ...peft import CONFIG
 
 _MOST_FILES = 1000
 PlaceState = Hashable

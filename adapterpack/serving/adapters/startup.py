@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ...errors import ConfigError, NothingToDo
 from ...fleet.fleet import Fleet
 from ...fleet.manifest import FILE_NAME
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...pack import Pack
 from ...pack.validate import list_pack
 from ...paths import StrPath

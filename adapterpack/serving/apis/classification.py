@@ -13,10 +13,9 @@ from starlette.responses import Response
 
 from ...http import HTTPError
 from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole
-from ..api import APIS, Api, ApiKind
+from .. import APIS, Api, ApiKind, RequestContext, RouteSpec
 from ..one_pass.rows import PassAnswer, answer, labels_of, results, runs_task
 from ..openai import Priority, as_list, one_kind
-from ..route import RequestContext, RouteSpec
 
 
 class Pair(ClosedStruct):

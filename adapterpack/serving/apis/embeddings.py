@@ -11,10 +11,9 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole
-from ..api import APIS, Api, ApiKind
+from .. import APIS, Api, ApiKind, RequestContext, RouteSpec
 from ..one_pass.rows import PassAnswer, answer, results, runs_task
 from ..openai import Mixed, Priority, as_list, one_kind
-from ..route import RequestContext, RouteSpec
 
 
 class EmbeddingRequest(ClosedStruct, kw_only=True):

@@ -16,13 +16,10 @@ from starlette.responses import Response
 from ...http import invalid_request
 from ...io import ClosedStruct, FrozenStruct, Misfit, PositiveWhole, breaches_inside
 from ...version import VERSION
-from .. import routes
-from ..answering import headers_of
-from ..api import APIS, Api, ApiKind
+from .. import APIS, Api, ApiKind, RequestContext, RouteSpec, headers_of, json_response, routes
 from ..one_pass.rows import engine_of, labels_of, results, runs_task
 from ..one_pass.tensors import OUTPUTS, extents_of, flat
 from ..openai import ErrorForm, Provenance
-from ..route import RequestContext, RouteSpec, json_response
 
 COLUMNS = ("text", "text_pair")
 """The names of inputs: the texts of rows, and the second texts of pairs."""

@@ -14,10 +14,9 @@ from starlette.responses import Response
 from ...http import invalid_request
 from ...io import ClosedStruct
 from ...runtime import EncoderEngine, Engine
-from ..api import APIS, Api, ApiKind
+from .. import APIS, Api, ApiKind, RequestContext, RouteSpec
 from ..one_pass.rows import PassAnswer, answer, engine_of, results
 from ..openai import Priority, as_list
-from ..route import RequestContext, RouteSpec
 from ..tenants import ServerLimits
 
 _COLUMNS = {"data:image/": "image", "data:audio/": "audio"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...runtime import EncoderEngine
-from ..api import APIS, Api, ApiKind
+from .. import APIS, Api, ApiKind
 from ..observability import Figure
 from ..tenants import ServerLimits
 

@@ -19,10 +19,18 @@ from ...runtime import DecoderEngine, Engine
 from ...runtime.generation import Sampling, sampling_of
 from ...runtime.media import seconds_of
 from ...tasks import Arrays, first_tokens, languages_of
-from ..answering import PendingResponse, headers_of, running
-from ..api import APIS, Api, ApiKind
+from .. import (
+    APIS,
+    Api,
+    ApiKind,
+    PendingResponse,
+    RequestContext,
+    RouteSpec,
+    headers_of,
+    json_response,
+    running,
+)
 from ..openai import Priority, Provenance
-from ..route import RequestContext, RouteSpec, json_response
 from ..scheduling import RequestOutput, ScheduledRow
 
 

@@ -13,11 +13,10 @@ from starlette.responses import Response
 
 from ...http import HTTPError, invalid_request
 from ...runtime import CallReader, DecoderEngine
-from ..answering import EventStream, TextResponse, running
+from .. import APIS, Api, ApiKind, RequestContext, RouteSpec, ServedModel, json_response, running
+from ..answering import EventStream, TextResponse
 from ..anthropic.message_requests import MessagesPrompt, MessagesRequest
 from ..anthropic.messages_writer import ANTHROPIC, MessageAnswer, MessageEvent, MessagesWriter, TokensCount
-from ..api import APIS, Api, ApiKind
-from ..catalogue import ServedModel
 from ..observability import Figure
 from ..openai import (
     ChatChunk,
@@ -38,7 +37,6 @@ from ..openai import (
     Sampled,
     TokenTexts,
 )
-from ..route import RequestContext, RouteSpec, json_response
 from ..scheduling import RequestOutput, ScheduledRow
 from ..tenants import Key, ServerLimits
 

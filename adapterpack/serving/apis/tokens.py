@@ -13,11 +13,10 @@ from ...http import HTTPError, invalid_request
 from ...io import ClosedStruct, FrozenStruct, Misfit
 from ...runtime import DecoderEngine, Engine, Tokenizer, prompt_ids
 from ...runtime.text import MAX_ID
-from ..api import APIS, Api, ApiKind
+from .. import APIS, Api, ApiKind, RequestContext, RouteSpec, json_response
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS
 from ..openai import ChatRequest, FunctionTool, Message
-from ..route import RequestContext, RouteSpec, json_response
 from ..tenants import ServerLimits
 
 

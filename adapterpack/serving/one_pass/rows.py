@@ -17,10 +17,9 @@ from ...http import HTTPError, invalid_request
 from ...io import FrozenStruct
 from ...runtime import EncoderEngine, Engine, prompt_ids
 from ...tasks import PreparedRow
-from ..answering import PendingResponse, headers_of, running
-from ..catalogue import ServedModel
+from .. import PendingResponse, RequestContext, ServedModel, headers_of, json_response, running
 from ..openai import PassUsage, Provenance, as_http_error
-from ..route import RequestContext, State, json_response
+from ..route import State
 from ..scheduling import RequestOutput, ScheduledRow
 
 Given = str | Sequence[int] | Mapping[str, Any]

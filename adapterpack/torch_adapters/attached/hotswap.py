@@ -11,11 +11,9 @@ from torch import nn
 from ...adapter_methods import Site
 from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
-from ...pack import Pack, as_pack
-from ...pack.pack import SHARED
+from ...pack import SHARED, Pack, as_pack
 from ...paths import StrPath
-from ..layers.active import adapted_layers, require_names, require_unmerged
-from ..layers.modules_to_save import HeadLabels, name_outputs, saved_modules
+from ..layers import HeadLabels, adapted_layers, name_outputs, require_names, require_unmerged, saved_modules
 from ..layers.tensors import as_tensor
 from ..model_base import require_model_base
 from ..wrap import shape_at

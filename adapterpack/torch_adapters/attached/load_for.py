@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from ...base import Checkpoint
-from ...base.repository_name import is_repo
+from ...base import Checkpoint, is_repo
 from ...errors import ConfigError
 from ...hub import folder_of
 from ...hub.transport import names
 from ...pack import Pack, load
 from ...paths import StrPath
 from ...tasks import TASKS, Task, task_of
-from ..adapt import attach
+from .. import attach
 from ..models.load import load_for_task, stored_dtype
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")

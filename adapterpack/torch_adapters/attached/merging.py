@@ -14,27 +14,23 @@ from torch import nn
 
 from ...adapter_methods import unfoldable
 from ...errors import NonFinite, NothingToDo, Unsupported
-from ..adapt import detach
-from ..layers.active import (
-    Kept,
-    Merged,
-    active,
+from .. import detach
+from ..layers import (
+    Adapted,
+    SavedModule,
     adapted_layers,
     adapter_names,
-    get_active,
+    as_list,
     merged_in,
-    remember,
     require_names,
     require_unmerged,
-    restore,
-    restore_active,
+    saved_modules,
+    unused_of,
     wrappers_of,
 )
-from ..layers.layer import Adapted
-from ..layers.modules_to_save import SavedModule, keep_outputs, saved_modules
-from ..layers.observers import unused_of
+from ..layers.active import Kept, Merged, active, get_active, remember, restore, restore_active
+from ..layers.modules_to_save import keep_outputs
 from ..layers.weights import is_plain
-from ..layers.wrapper import as_list
 from ..wrap import swap
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import FormatError, SiteNotFound, nearest
-from ...pack.pack import SHARED
-from ..layers.active import adapted_layers, require_names, wrappers_of
+from ...pack import SHARED
+from ..layers import adapted_layers, require_names, wrappers_of
 from ..layers.wrapper import key_of
 from ..wrap import derive_constants
 

@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 from ...readable import align_columns, percent, size
-from ..layers.active import adapted_layers, adapter_names, merged_in, wrappers_of
-from ..layers.layer import Adapted
-from ..layers.wrapper import base_modules
+from ..layers import Adapted, adapted_layers, adapter_names, base_modules, merged_in, wrappers_of
 
 Names = tuple[str, ...]
 

@@ -7,8 +7,7 @@ import math
 from torch import nn
 
 from ...errors import ConfigError, Unsupported
-from ..layers.active import adapted_layers, require_names, require_unmerged
-from ..layers.prompts import Prompts
+from ..layers import Prompts, adapted_layers, require_names, require_unmerged
 
 _LARGEST = 1000.0
 

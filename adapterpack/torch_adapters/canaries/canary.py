@@ -14,9 +14,7 @@ from ...errors import NothingToDo
 from ...manifest import Canary
 from ...pack import Pack, canary
 from ...tasks import sound_of
-from ..layers.active import adapted_layers, evaluating
-from ..layers.weights import device_of, is_loaded
-from ..layers.wrapper import base_modules
+from ..layers import adapted_layers, base_modules, device_of, evaluating, is_loaded
 from .inputs import image_of, inputs_of, misfit, texts_alone, token_types
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from ...adapter_methods import (
     to_matrix,
 )
 from ...errors import Unsupported
+from ...manifest import Composition
 from ...manifest.composed_method import method_of_composition
-from ...manifest.structs import Composition
 from ..kernels import low_rank
 from .calls import Args, Kwargs
 from .tensors import as_parameter

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ConfigError, FormatError, storage_errors
-from ...io import open_regular
-from ...io.safe_open import whole
+from ...io import open_regular, whole
 from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
 

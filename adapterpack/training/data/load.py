@@ -31,9 +31,9 @@ from datasets.utils.info_utils import is_small_dataset
 
 from ...errors import ConfigError, nearest
 from ...library_errors import library_errors
-from ...runtime.media.image_processing import DATA
+from ...runtime.media import DATA, PicturesOfRow
 from ...runtime.media.inputs import extend
-from ...runtime.media.pictures import PicturesOfRow, arrays_of
+from ...runtime.media.pictures import arrays_of
 from ...tasks import TaskTraining
 from ...tasks.data import IGNORED, OWN_COLUMNS, DataReport, Labels, Row, report_of
 from ...tasks.data.problems import labels_in as of_values

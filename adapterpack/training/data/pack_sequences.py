@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from ...errors import Unsupported
+from ...tasks import IGNORED
 from ...tasks.data import Row
-from ...tasks.task import IGNORED
 from ...torch_adapters import evaluation_mode
 from ...torch_adapters.canaries.canary import coarse
-from ...torch_adapters.layers.weights import device_of
+from ...torch_adapters.layers import device_of
 
 _TRIED = 12
 """How many tokens of each of two rows the trial uses."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from ...tasks.task import IGNORED
+from ...tasks import IGNORED
 from ...torch_adapters import evaluation_mode
 from ...torch_adapters.layers.layer import is_hooked
 from .linear_cross_entropy import by_blocks, linear_cross_entropy

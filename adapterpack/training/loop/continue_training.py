@@ -11,8 +11,9 @@ from typing import Any
 from ...errors import ConfigError
 from ...hub import folder_of
 from ...pack import Pack, load
-from ...torch_adapters.adapt import attach
-from ...torch_adapters.layers.active import active, wrappers_of
+from ...torch_adapters import attach
+from ...torch_adapters.layers import wrappers_of
+from ...torch_adapters.layers.active import active
 from ..config.fields import TrainConfig
 
 log = logging.getLogger(__name__)

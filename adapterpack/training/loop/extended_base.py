@@ -22,7 +22,7 @@ from ...hub import folder_of
 from ...io import FLOATS, output_folder, safetensors, strict_json
 from ...io.blobs import link
 from ...merging.checkpoint.vocabulary import TABLES, has_row_per_word
-from ...runtime.text.model_files import text_part
+from ...runtime.text import text_part
 from ...torch_adapters import load_for_task, load_tokenizer
 from ..config.fields import TrainConfig
 

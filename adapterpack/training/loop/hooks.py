@@ -16,7 +16,7 @@ from torch.nn import functional
 from ...adapter_methods import Method, Progress, Site, TrainedSite, is_stacked
 from ...tasks.data import IGNORED
 from ...torch_adapters import adapted_layers
-from ...torch_adapters.layers.prompts import Prompts
+from ...torch_adapters.layers import Prompts
 from .method_states import States
 
 

@@ -14,11 +14,18 @@ import torch
 from ...chat_templates.template import ChatTemplate
 from ...errors import ConfigError, FormatError, Unsupported
 from ...runtime import image_shape
-from ...runtime.media.image_layouts import SIZES, layout_of
+from ...runtime.media import (
+    SIZES,
+    PictureReader,
+    PicturesOfRow,
+    layout_of,
+    preparation,
+    section,
+    sized_image_of,
+    sound_of,
+)
 from ...runtime.media.image_processing import bytes_of, numbers_in
-from ...runtime.media.inputs import array_of, sized_image_of, sound_of
-from ...runtime.media.pictures import PictureReader, PicturesOfRow
-from ...runtime.media.processor_config import preparation, section
+from ...runtime.media.inputs import array_of
 from ...tasks import Task
 from ...tasks import sound_of as heard_by
 from ...torch_adapters import empty_model, load_config, load_tokenizer

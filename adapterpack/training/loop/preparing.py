@@ -26,9 +26,8 @@ from ...tasks.data import IGNORED, NUMBER, PROBLEMS, DataReport, Labels, Row
 from ...torch_adapters import adapted_layers, load_config, load_for_task, load_tokenizer
 from ...torch_adapters.adapt import adapt
 from ...torch_adapters.canaries.inputs import token_types
-from ...torch_adapters.layers.prompts import Prompts
+from ...torch_adapters.layers import Prompts, Wrapper
 from ...torch_adapters.layers.sites import language_part
-from ...torch_adapters.layers.wrapper import Wrapper
 from ...torch_adapters.models.load import stored_dtype
 from ..config.fields import TrainConfig
 from ..config.sources import names_of

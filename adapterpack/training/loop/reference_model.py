@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...torch_adapters.layers.active import evaluating
+from ...torch_adapters.layers import evaluating
 
 
 class Reference(nn.Module):

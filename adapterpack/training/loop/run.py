@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import TrainerCallback
 
-from ...hub.resolve import folder_of
+from ...hub import folder_of
 from ...io import refuse_existing
 from ...pack import Pack
 from ...tasks import get_task

@@ -13,8 +13,8 @@ from typing import Any
 from ...adapter_methods import SiteConfig, method_of
 from ...errors import ConfigError
 from ...torch_adapters.adapter_kinds import KINDS
+from ...torch_adapters.layers import as_list, base_modules, is_named
 from ...torch_adapters.layers.sites import ALL, targetable_sites
-from ...torch_adapters.layers.wrapper import as_list, base_modules, is_named
 from ..config.patterns import matched
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from difflib import unified_diff
 
 from ....base import Checkpoint, Verdict, chat_template_of, compatibility, quantization
 from ....errors import AdapterpackError, BaseMismatch
-from ...pack import TEMPLATE, Pack
+from ... import TEMPLATE, Pack
 from .context import Budget, Subject
 from .finding import Finding, check_rule
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from ....base import Checkpoint
 from ....io import SafetensorsFile
 from ....manifest import Manifest
-from ...pack import Pack
+from ... import Pack
 from .finding import Finding
 
 Item = TypeVar("Item")

@@ -11,7 +11,7 @@ from ....errors import FormatError
 from ....io import LARGE, TENSORS, in_hub_cache, map_file, read_file
 from ....manifest import Outline
 from ....manifest import manifest as m
-from ...pack import MUTABLE
+from ... import MUTABLE
 from .context import Budget
 from .finding import Finding, check_rule, read_table
 

@@ -10,10 +10,9 @@ from typing import Any
 import safetensors
 
 from ....io import TENSORS
-from ....peft import layout
-from ....peft.options import unknown_sentence
-from ...files import METADATA
-from ...pack import FILE_ROLES, TEMPLATE
+from ....peft import layout, unknown_sentence
+from ... import METADATA, TEMPLATE
+from ...pack import FILE_ROLES
 from .context import Subject
 from .finding import Finding, check_rule
 

@@ -12,8 +12,9 @@ from ....adapter_methods import PROMPT, Arrays, check_shapes, shapes_of
 from ....errors import AdapterpackError, FormatError
 from ....io import TENSORS
 from ....manifest import manifest as m
+from ... import SHARED
 from ...expansion_limit import require_limit
-from ...pack import SHARED, site_of
+from ...pack import site_of
 from .context import Subject, group_pointer, quantized_numbers, tensor_pointer
 from .finding import Finding, check_rule
 

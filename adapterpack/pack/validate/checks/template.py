@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from ...pack import TEMPLATE
+from ... import TEMPLATE
 from .context import Budget, Subject
 from .finding import Finding, check_rule
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ....onnx_graph import fresh_grid, nearest, split_blocks, values
-from ..algorithm import ALGORITHMS, Algorithm
-from ..product import Codes, ConstantProduct, RoundingSetting, output_error
+from .. import ALGORITHMS, Algorithm, Codes, ConstantProduct, RoundingSetting
+from ..product import output_error
 
 _EXPONENTS = np.arange(20) / 20
 

@@ -12,8 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....onnx_graph import BlockGrid, fresh_grid, nearest, values
-from ..algorithm import ALGORITHMS, Algorithm
-from ..product import Codes, ConstantProduct, RoundingSetting
+from .. import ALGORITHMS, Algorithm, Codes, ConstantProduct, RoundingSetting
 
 DAMPING = 0.01
 """The addition to the diagonal of ``H``, as a share of its mean."""

@@ -14,9 +14,7 @@ import onnx_ir as ir
 
 from ....extras import needed_by
 from ....onnx_graph import BlockGrid, unpack
-from ..algorithm import ALGORITHMS, Algorithm
-from ..onnxruntime_quantizer import quantize_product
-from ..product import Codes, ConstantProduct, RoundingSetting
+from .. import ALGORITHMS, Algorithm, Codes, ConstantProduct, RoundingSetting, quantize_product
 
 
 def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:

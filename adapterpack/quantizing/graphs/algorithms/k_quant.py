@@ -11,8 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....onnx_graph import BlockGrid, fresh_grid, nearest, split_blocks, values
-from ..algorithm import ALGORITHMS, Algorithm
-from ..product import Codes, ConstantProduct, RoundingSetting
+from .. import ALGORITHMS, Algorithm, Codes, ConstantProduct, RoundingSetting
 
 
 def round_k_quant(rows: np.ndarray, setting: RoundingSetting, dtype: np.dtype) -> Codes:

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..algorithm import ALGORITHMS, Algorithm
-from ..onnxruntime_quantizer import quantize_product
-from ..product import ConstantProduct, RoundingSetting
+from .. import ALGORITHMS, Algorithm, ConstantProduct, RoundingSetting, quantize_product
 
 
 def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:

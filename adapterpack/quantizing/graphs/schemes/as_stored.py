@@ -6,9 +6,8 @@ import onnx_ir as ir
 
 from ....base.codecs.stored_form import Table
 from ....onnx_graph import BlockGrid, quant_type, split_blocks
-from ..product import Codes, ConstantProduct
+from .. import GRAPH_SCHEMES, Codes, ConstantProduct, GraphScheme, Rewriting
 from ..replace_products import replace_products
-from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
 
 
 def _rewrite(rewriting: Rewriting) -> int:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ....bundle import ADDED
 from ....onnx_graph import named_node
-from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
+from .. import GRAPH_SCHEMES, GraphScheme, Rewriting
 
 
 def _stored_as(dtype: ir.DataType) -> Callable[[Rewriting], int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..scheme import GRAPH_SCHEMES, GraphScheme
+from .. import GRAPH_SCHEMES, GraphScheme
 
 GRAPH_SCHEMES.register(
     GraphScheme(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 
-from ..product import RoundingSetting
+from .. import GRAPH_SCHEMES, GraphScheme, RoundingSetting
 from ..replace_products import round_products
-from ..scheme import GRAPH_SCHEMES, GraphScheme
 
 _TAKES = frozenset({"block_size", "symmetric", "algorithm", "calibration", "accuracy", "head", "compensate"})
 

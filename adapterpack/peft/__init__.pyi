@@ -1,0 +1,9 @@
+from .layout import CONFIG as CONFIG
+from .options import PICKLES as PICKLES
+from .options import SHARD as SHARD
+from .options import TORCHTUNE as TORCHTUNE
+from .options import base_hint as base_hint
+from .options import read_config as read_config
+from .options import require_tensors as require_tensors
+from .options import unknown_sentence as unknown_sentence
+from .tensors import site_of as site_of

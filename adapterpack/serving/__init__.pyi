@@ -1,0 +1,11 @@
+from .answering import PendingResponse as PendingResponse
+from .answering import headers_of as headers_of
+from .answering import running as running
+from .api import APIS as APIS
+from .api import Api as Api
+from .api import ApiKind as ApiKind
+from .catalogue import ServedModel as ServedModel
+from .embedded import InProcess as InProcess
+from .route import RequestContext as RequestContext
+from .route import RouteSpec as RouteSpec
+from .route import json_response as json_response
