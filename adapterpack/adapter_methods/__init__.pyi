@@ -1,4 +1,5 @@
 from .core.arrays import array_namespace as array_namespace
+from .core.base import Forward as Forward
 from .core.base import Method as Method
 from .core.base import NormalForm as NormalForm
 from .core.base import Overrides as Overrides
@@ -40,6 +41,7 @@ from .core.config import RanksConfig as RanksConfig
 from .core.config import Seed as Seed
 from .core.config import SiteConfig as SiteConfig
 from .core.config import by_suffix as by_suffix
+from .core.config import from_json as from_json
 from .core.config import is_number as is_number
 from .core.config import pattern_of as pattern_of
 from .core.config import require_whole as require_whole
@@ -73,6 +75,9 @@ from .core.operators import Permutation as Permutation
 from .core.operators import Repeat as Repeat
 from .core.operators import Scaled as Scaled
 from .core.operators import columns as columns
+from .core.orthogonal import Terms as Terms
+from .core.orthogonal import block_size as block_size
+from .core.orthogonal import cayley as cayley
 from .core.peft_form import LORA_ALONE as LORA_ALONE
 from .core.peft_form import NOT_IN_LAYERS as NOT_IN_LAYERS
 from .core.peft_form import SHARES_A_PART as SHARES_A_PART
@@ -95,6 +100,12 @@ from .core.peft_form import as_kernels as as_kernels
 from .core.peft_form import has_axes as has_axes
 from .core.peft_form import refuse_site as refuse_site
 from .core.peft_form import widths_of as widths_of
+from .core.projection import Projected as Projected
+from .core.projection import Projection as Projection
+from .core.routers import MASKS as MASKS
+from .core.routers import Route as Route
+from .core.routers import SoftmaxGate as SoftmaxGate
+from .core.routers import softmax as softmax
 from .core.shapes import check_shapes as check_shapes
 from .core.site import PROMPT as PROMPT
 from .core.site import Arrays as Arrays
@@ -105,7 +116,14 @@ from .core.site import Shapes as Shapes
 from .core.site import Site as Site
 from .core.site import Tensors as Tensors
 from .core.site import shapes_of as shapes_of
+from .core.sparse import Sparse as Sparse
+from .core.sparse import require_places as require_places
+from .core.sparse import scatter as scatter
 from .core.token_positions import Acts as Acts
+from .core.torch_random import TorchGenerator as TorchGenerator
+from .core.torch_random import svd_lowrank as svd_lowrank
+from .forms.blocks import BlockConfig as BlockConfig
+from .forms.blocks import BlockForm as BlockForm
 from .forms.prompt import PromptForm as PromptForm
 from .inits import INITS as INITS
 from .inits import Calibration as Calibration

@@ -56,8 +56,8 @@ from . import (
     Traits,
     array_namespace,
     pattern_of,
+    svd_lowrank,
 )
-from .core.torch_random import svd_lowrank
 
 MOST_GROUPS = 1024
 _ROUNDS = 2

@@ -45,10 +45,11 @@ from . import (
     Storage,
     Traits,
     array_namespace,
+    block_size,
+    cayley,
     require_whole,
     zeros,
 )
-from .core.orthogonal import block_size, cayley
 
 
 @dataclass(frozen=True)

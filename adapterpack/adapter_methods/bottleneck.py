@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from . import METHODS, Dense, Method, Shapes, Site, kaiming, zeros
-from .forms.blocks import TRAITS, BlockConfig, BlockForm, Norm
+from . import METHODS, BlockConfig, BlockForm, Dense, Method, Shapes, Site, kaiming, zeros
+from .forms.blocks import TRAITS, Norm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from . import (
     NonNegativeInt,
     Params,
     PeftConfig,
+    PromptForm,
     Random,
     Shapes,
     Site,
@@ -29,7 +30,7 @@ from . import (
     constant,
     normal,
 )
-from .forms.prompt import STORED, CacheConfig, PromptForm, as_cache, cache_fields, peft_form, prefill, traits
+from .forms.prompt import STORED, CacheConfig, as_cache, cache_fields, peft_form, prefill, traits
 
 _SINK = "frozen_embedding"
 

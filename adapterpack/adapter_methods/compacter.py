@@ -23,6 +23,8 @@ from . import (
     METHODS,
     Array,
     Arrays,
+    BlockConfig,
+    BlockForm,
     Dense,
     Method,
     Params,
@@ -35,7 +37,7 @@ from . import (
     array_namespace,
     normal,
 )
-from .forms.blocks import TRAITS, BlockConfig, BlockForm
+from .forms.blocks import TRAITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from . import (
     Method,
     Params,
     PeftConfig,
+    PromptForm,
     Random,
     Shapes,
     Site,
@@ -31,7 +32,7 @@ from . import (
     array_namespace,
     require_whole,
 )
-from .forms.prompt import STORED, EmbeddingConfig, PromptForm, embed, embedding_fields, peft_form, traits
+from .forms.prompt import STORED, EmbeddingConfig, embed, embedding_fields, peft_form, traits
 
 _DELTA = "delta_embedding"
 

@@ -35,8 +35,8 @@ from . import (
     array_namespace,
     pattern_of,
     require_widths,
+    scatter,
 )
-from .core.sparse import scatter
 from .core.torch_random import places
 
 Coefficients = Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)]

@@ -50,9 +50,10 @@ from . import (
     Storage,
     Traits,
     array_namespace,
+    require_places,
+    scatter,
     zeros,
 )
-from .core.sparse import require_places, scatter
 
 
 @dataclass(frozen=True)

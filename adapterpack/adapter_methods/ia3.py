@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import Unsupported, excerpt
 from . import (
+    CONVOLUTIONS,
     METHODS,
     OPTIONAL,
     TRANSPOSED,
@@ -45,7 +46,6 @@ from . import (
     require_whole,
     zeros,
 )
-from .core.layouts import CONVOLUTIONS
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 from msgspec import Meta
 
 from . import (
+    MASKS,
     METHODS,
     MOST_SITES,
     Array,
@@ -31,17 +32,19 @@ from . import (
     PeftKeys,
     PositiveInt,
     RankConfig,
+    Route,
     Shape,
     Shapes,
     Shared,
     Site,
+    SoftmaxGate,
     Storage,
     Traits,
     array_namespace,
     kaiming,
     zeros,
 )
-from .core.routers import MASKS, Route, SoftmaxGate, mask_of
+from .core.routers import mask_of
 
 _MOST_EXPERTS = 1 << 10
 _REFUSED = {

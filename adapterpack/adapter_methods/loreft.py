@@ -26,6 +26,7 @@ from . import (
     METHODS,
     Array,
     Arrays,
+    BlockForm,
     Dense,
     Method,
     Params,
@@ -38,7 +39,7 @@ from . import (
     zeros,
 )
 from .core.token_positions import Ends, ends_of
-from .forms.blocks import TRAITS, BlockForm
+from .forms.blocks import TRAITS
 
 
 @dataclass(frozen=True, kw_only=True)

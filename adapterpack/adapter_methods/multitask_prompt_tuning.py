@@ -9,8 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from . import METHODS, Arrays, Method, NonNegativeInt, PositiveInt, Random, Shapes, Site, Storage, normal
-from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
+from . import (
+    METHODS,
+    Arrays,
+    Method,
+    NonNegativeInt,
+    PositiveInt,
+    PromptForm,
+    Random,
+    Shapes,
+    Site,
+    Storage,
+    normal,
+)
+from .forms.prompt import STORED, embedding_fields, peft_form, traits
 from .prompt_tuning import PEFT_INIT, PromptTuning, start
 
 _COLS, _ROWS = "prefix_task_cols", "prefix_task_rows"

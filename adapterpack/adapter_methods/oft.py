@@ -35,13 +35,16 @@ from . import (
     Site,
     SiteConfigs,
     Storage,
+    Terms,
     Traits,
     Widths,
     array_namespace,
+    block_size,
+    cayley,
     require_whole,
     zeros,
 )
-from .core.orthogonal import Terms, block_size, cayley, skew, triangle, within
+from .core.orthogonal import skew, triangle, within
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from . import (
     NonNegativeInt,
     Params,
     PeftConfig,
+    PromptForm,
     Random,
     Shape,
     Shapes,
@@ -32,16 +33,7 @@ from . import (
     normal,
 )
 from .forms.blocks import relu
-from .forms.prompt import (
-    STORED,
-    EmbeddingConfig,
-    PromptForm,
-    embedding_fields,
-    linear,
-    peft_form,
-    traits,
-    uniform,
-)
+from .forms.prompt import STORED, EmbeddingConfig, embedding_fields, linear, peft_form, traits, uniform
 
 _MOST_LAYERS = 64
 """The most LSTM layers: configs come from untrusted files, and each layer costs computation."""

@@ -20,6 +20,7 @@ from . import (
     Method,
     NonNegativeInt,
     Params,
+    PromptForm,
     Random,
     Shapes,
     Site,
@@ -30,7 +31,6 @@ from . import (
 from .forms.prompt import (
     STORED,
     CacheConfig,
-    PromptForm,
     as_cache,
     as_flat,
     cache_fields,

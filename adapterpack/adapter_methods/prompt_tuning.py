@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import METHODS, Method, Random, Site
+from . import METHODS, Method, PromptForm, Random, Site
 from .forms.prompt import (
     STORED,
     EmbeddingConfig,
-    PromptForm,
     PromptSite,
     embed,
     embedding_fields,

@@ -50,12 +50,14 @@ from . import (
     Site,
     Storage,
     Tensors,
+    Terms,
     Traits,
     array_namespace,
+    cayley,
     is_number,
+    svd_lowrank,
 )
-from .core.orthogonal import Terms, cayley, skew, triangle, within
-from .core.torch_random import svd_lowrank
+from .core.orthogonal import skew, triangle, within
 
 _MOST_ROUNDS = 100
 """The most rounds of power iteration; each costs four products of the weight with ``r`` columns. PEFT's

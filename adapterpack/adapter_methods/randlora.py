@@ -32,17 +32,18 @@ from . import (
     Params,
     PeftKeys,
     PositiveInt,
+    Projected,
+    Projection,
     Random,
     Shape,
     Shapes,
     Site,
+    TorchGenerator,
     Traits,
     array_namespace,
     set_defaults,
     zeros,
 )
-from .core.projection import Projected, Projection
-from .core.torch_random import TorchGenerator
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import AdapterpackError, UnknownMethod, nearest
 from ..registry import Registry
-from .core.base import Method
+from . import Method
 
 METHODS: Registry[Method] = Registry(
     "adapter method", Method, "adapterpack.methods", "adapterpack.adapter_methods", UnknownMethod

@@ -28,11 +28,12 @@ from . import (
     Shapes,
     Site,
     SiteConfig,
+    Sparse,
     Storage,
     Traits,
+    require_places,
     require_widths,
 )
-from .core.sparse import Sparse, require_places
 from .core.torch_random import places
 
 

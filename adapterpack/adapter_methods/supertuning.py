@@ -34,16 +34,17 @@ from . import (
     Shapes,
     Site,
     SiteConfig,
+    Sparse,
     Storage,
     Training,
     Traits,
     array_namespace,
     kaiming,
+    require_places,
     require_widths,
     set_defaults,
     zeros,
 )
-from .core.sparse import Sparse, require_places
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ from . import (
     Shared,
     Site,
     Storage,
+    TorchGenerator,
     Traits,
     array_namespace,
     pattern_of,
 )
-from .core.torch_random import TorchGenerator
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from . import (
     Array,
     Arrays,
     Dense,
+    Forward,
     Method,
     NoBranch,
     NormalForm,
@@ -39,7 +40,6 @@ from . import (
     require_whole,
     widths_of,
 )
-from .core.base import Forward
 
 
 @dataclass(frozen=True, kw_only=True)

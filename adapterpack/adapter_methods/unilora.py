@@ -31,6 +31,7 @@ from . import (
     FiniteFloat,
     Method,
     NormalForm,
+    OfBase,
     Params,
     PeftConfig,
     PeftContent,
@@ -48,7 +49,6 @@ from . import (
     require_widths,
 )
 from .core.config import ends
-from .core.peft_form import OfBase
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28

@@ -31,15 +31,16 @@ from . import (
     Params,
     PeftKeys,
     PositiveInt,
+    Projected,
+    Projection,
     Scaled,
     Shapes,
     Site,
+    TorchGenerator,
     Traits,
     widths_of,
     zeros,
 )
-from .core.projection import Projected, Projection
-from .core.torch_random import TorchGenerator
 
 
 @dataclass(frozen=True)

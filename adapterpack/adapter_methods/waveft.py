@@ -33,8 +33,8 @@ from . import (
     Traits,
     array_namespace,
     require_widths,
+    scatter,
 )
-from .core.sparse import scatter
 from .core.torch_random import places
 from .core.wavelets import filters, inverse
 from .fourierft import Coefficients, FourierFT, count_coefficients

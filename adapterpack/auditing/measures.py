@@ -24,7 +24,8 @@ from operator import add
 
 import numpy as np
 
-from ..lowrank import Factors, Spectrum, Term, Terms, energy_of, gram, inner, stack
+from ..lowrank import Factors, Spectrum, Term, Terms, energy_of, gram, stack
+from ..lowrank.factors import inner
 from ..lowrank.spectra import spectra, spectrum
 from ..merging.fold import LossSums
 from .scan import Entries

@@ -18,9 +18,6 @@ from .dtypes import TORCH as TORCH
 from .fingerprint import Fingerprint as Fingerprint
 from .linear_layers import has_transposed as has_transposed
 from .quantization import require_plain as require_plain
-from .quantization import settings as settings
-from .renamings import Config as Config
-from .renamings import find as find
 from .renamings import find_places as find_places
 from .renamings import in_memory as in_memory
 from .renamings import publish_path as publish_path

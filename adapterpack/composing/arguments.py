@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base import Checkpoint, find
+from ..base import Checkpoint
+from ..base.renamings import find
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..pack import Pack, match_layers, move_paths, named_on, weights_of
 from ..paths import StrPath

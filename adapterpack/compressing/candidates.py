@@ -9,7 +9,8 @@ from typing import NamedTuple
 from ..adapter_methods import Site
 from ..composing.as_factors import represent
 from ..composing.compatibility import require_same_site
-from ..lowrank import Factors, inner
+from ..lowrank import Factors
+from ..lowrank.factors import inner
 from ..pack import Pack
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..lowrank import Factors, uniform
+from ..lowrank import Factors
+from ..lowrank.seeded_random import uniform
 
 ROUNDS = 2
 """Alternations: more of them change only the fifth digit of the error."""

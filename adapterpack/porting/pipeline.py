@@ -21,7 +21,8 @@ from ..composing.sites import JointSite, SiteValues, gather
 from ..converting import BaseModel
 from ..errors import BaseMismatch, Unsupported
 from ..io import Progress, Ticker, in_order, refuse_existing
-from ..lowrank import Cut, Factors, inner, recompress_all, weighted_sum
+from ..lowrank import Cut, Factors, recompress_all, weighted_sum
+from ..lowrank.factors import inner
 from ..pack import Pack, as_pack, descend, seal
 from ..paths import StrPath
 from ..torch_adapters.attached.load_for import load_for

@@ -1,6 +1,5 @@
 from .answering import PendingResponse as PendingResponse
 from .answering import headers_of as headers_of
-from .answering import running as running
 from .api import APIS as APIS
 from .api import Api as Api
 from .api import ApiKind as ApiKind

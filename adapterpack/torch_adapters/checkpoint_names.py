@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
-from ..base import Checkpoint, find, in_memory, name_rows, renamings_of
-from ..base.renamings import Step, rename_all
+from ..base import Checkpoint, in_memory, name_rows, renamings_of
+from ..base.renamings import Step, find, rename_all
 from ..errors import AdapterpackError
 from ..hub import folder_at_hand
 from ..io import TensorInfo

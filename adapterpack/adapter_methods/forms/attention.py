@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .. import Array, Traits, array_namespace
-from ..core.routers import softmax
+from .. import Array, Traits, array_namespace, softmax
 
 TRAITS = Traits(row_separable=False, quantizable=False, batchable=True, layers=("attention",), exclusive=True)
 """The traits that all methods of this kind share."""

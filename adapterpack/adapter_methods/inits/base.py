@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...registry import Registry
-from ..core.site import Random, Site
+from .. import Random, Site
 
 Factors = tuple[np.ndarray, np.ndarray]
 Options = Mapping[str, Any]

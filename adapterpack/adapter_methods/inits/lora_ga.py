@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core.site import Random, Site
+from .. import Random, Site
 from .base import INITS, Factors, Init, Options, pad
 from .svd import top
 

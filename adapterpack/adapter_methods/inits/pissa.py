@@ -4,7 +4,7 @@ section 3).
 
 from __future__ import annotations
 
-from ..core.site import Random, Site
+from .. import Random, Site
 from .base import INITS, Factors, Init, Options, pad, split
 from .svd import top
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core.base import kaiming, normal
-from ..core.layouts import takes_ids
-from ..core.site import Random, Site
+from .. import Random, Site, kaiming, normal, takes_ids
 from .base import INITS, Factors, Init, Options
 
 

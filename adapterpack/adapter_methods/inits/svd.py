@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core.site import Random
+from .. import Random
 from ..core.torch_random import svd_in_range
 
 

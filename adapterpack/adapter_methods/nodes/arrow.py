@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import NonFinite
-from .. import Arrays, Params, PositiveFloat, PositiveInt, Random
-from ..core.routers import SoftmaxGate
+from .. import Arrays, Params, PositiveFloat, PositiveInt, Random, SoftmaxGate
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import Unsupported
-from .. import Array, Arrays, Dense, Params, Random, Shapes, Site, array_namespace
-from ..core.base import Forward, NormalForm
+from .. import Array, Arrays, Dense, Forward, NormalForm, Params, Random, Route, Shapes, Site, array_namespace
 from ..core.config import check_fields
-from ..core.routers import Route, Weights
+from ..core.routers import Weights
 
 Transform = Callable[[Forward], Forward]
 """Forward function of a layer -> forward function of the changed layer."""

@@ -16,10 +16,30 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from ...errors import Unsupported
-from .. import LINEAR, Array, Arrays, Dense, Params, Random, Shape, Shapes, Site
-from ..core.base import Forward, Method, NormalForm, Overrides, Shared, Storage, Traits, amount, fold, run
-from ..core.config import SiteConfig, from_json
-from ..core.routers import MASKS
+from .. import (
+    LINEAR,
+    MASKS,
+    Array,
+    Arrays,
+    Dense,
+    Forward,
+    Method,
+    NormalForm,
+    Overrides,
+    Params,
+    Random,
+    Shape,
+    Shapes,
+    Shared,
+    Site,
+    SiteConfig,
+    Storage,
+    Traits,
+    amount,
+    fold,
+    from_json,
+    run,
+)
 from .base import Folded, Folding, Leaf, NodeKind, NodePart, Transform, Tree, as_form, part_of
 from .registry import NODES
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from .. import Params, require_whole
-from ..core.routers import MASKS, Fixed
+from .. import MASKS, Params, require_whole
+from ..core.routers import Fixed
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 

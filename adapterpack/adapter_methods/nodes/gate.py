@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import Arrays, NonNegativeInt, Params, Random
-from ..core.routers import SoftmaxGate
+from .. import Arrays, NonNegativeInt, Params, Random, SoftmaxGate
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import Array
-from ..core.base import Forward
+from .. import Array, Forward
 from ..core.config import require_number
 from .base import Folded, Folding, NodeKind, NodeSettings, Transform, add_parts, scale_part, share_evenly
 from .registry import NODES

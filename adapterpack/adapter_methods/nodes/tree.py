@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...errors import FormatError, excerpt, nearest, require_among
-from ..core.config import from_json
+from .. import from_json
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES
 

@@ -19,8 +19,19 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from .. import Array, Arrays, FiniteFloat, NonNegativeInt, Params, PositiveFloat, Random, Shape, Shapes
-from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
+from .. import (
+    Array,
+    Arrays,
+    FiniteFloat,
+    NonNegativeInt,
+    Params,
+    PositiveFloat,
+    Random,
+    Shape,
+    Shapes,
+    softmax,
+)
+from ..core.routers import Precomputed, keep_largest, softmax_of_largest
 from ..forms.blocks import relu
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix, scale_part
 from .registry import NODES

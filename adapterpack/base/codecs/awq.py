@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import FormatError
-from .. import Checkpoint, settings
+from .. import Checkpoint
+from ..quantization import settings
 from .base import SCALES, WORDS, Codec, ModuleTensors, Weight, modules_with, unreadable
 from .grid import Grid, Groups, fixed_zero, integers
 from .layout import CodeLayout, PartLayout

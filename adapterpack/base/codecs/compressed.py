@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import FormatError
-from .. import Checkpoint, Config, settings
+from .. import Checkpoint
+from ..quantization import settings
+from ..renamings import Config
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with, unreadable
 from .fp8 import tile_of, tile_weight
 from .grid import Grid, Groups, integers

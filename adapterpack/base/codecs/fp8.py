@@ -14,7 +14,8 @@ import numpy as np
 
 from ...errors import FormatError, excerpt
 from ...io import DTYPES
-from .. import Checkpoint, settings
+from .. import Checkpoint
+from ..quantization import settings
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with
 from .grid import Grid, Groups, small_floats
 from .layout import CodeLayout, PartLayout

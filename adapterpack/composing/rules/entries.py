@@ -17,7 +17,8 @@ import numpy as np
 
 from ..._native import lowrank
 from ...adapter_methods import row_blocks
-from ...lowrank import Factors, JointCore, RowBlocks, Term, Terms, core
+from ...lowrank import Factors, JointCore, RowBlocks, Term, Terms
+from ...lowrank.factors import core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
 _BLOCK = 1 << 21

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...errors import ConfigError
-from ...lowrank import level, magnitudes
+from ...lowrank import magnitudes
+from ...lowrank.quantiles import level
 from .entries import EntryBlock, EntryBlocks, core_space, entry_rule, knots, weigh
 from .rule import MEAN, SUM, THINNED, Count, Fraction, Laws, Seed, Share
 from .trim import Levels, band, band_levels, drop, dropped_by_rank, largest_level, trim

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank import Factors, Term, Terms, level, magnitudes, zero
+from ...lowrank import Factors, Term, Terms, magnitudes, zero
+from ...lowrank.quantiles import level
 from ...lowrank.spectra import spectra
 from .rule import THINNED, Count, Fraction, Laws, Share, rule
 

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ...lowrank import Factors, JointCore, Terms, core, zero
+from ...lowrank import Factors, JointCore, Terms, zero
+from ...lowrank.factors import core
 from .rule import MEAN, Laws, Positive, Share, rule
 
 Mean = Literal["support", "site"]

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from ...lowrank import level, magnitudes, uniform
+from ...lowrank import magnitudes
+from ...lowrank.quantiles import level
+from ...lowrank.seeded_random import uniform
 from .entries import EntryBlock, EntryBlocks
 
 Levels = tuple[np.ndarray, np.ndarray]

@@ -19,17 +19,8 @@ from ...runtime import DecoderEngine, Engine
 from ...runtime.generation import Sampling, sampling_of
 from ...runtime.media import seconds_of
 from ...tasks import Arrays, first_tokens, languages_of
-from .. import (
-    APIS,
-    Api,
-    ApiKind,
-    PendingResponse,
-    RequestContext,
-    RouteSpec,
-    headers_of,
-    json_response,
-    running,
-)
+from .. import APIS, Api, ApiKind, PendingResponse, RequestContext, RouteSpec, headers_of, json_response
+from ..answering import running
 from ..openai import Priority, Provenance
 from ..scheduling import RequestOutput, ScheduledRow
 

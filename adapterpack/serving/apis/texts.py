@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from ...http import HTTPError, invalid_request
 from ...runtime import CallReader, DecoderEngine
-from .. import APIS, Api, ApiKind, RequestContext, RouteSpec, ServedModel, json_response, running
-from ..answering import EventStream, TextResponse
+from .. import APIS, Api, ApiKind, RequestContext, RouteSpec, ServedModel, json_response
+from ..answering import EventStream, TextResponse, running
 from ..anthropic.message_requests import MessagesPrompt, MessagesRequest
 from ..anthropic.messages_writer import ANTHROPIC, MessageAnswer, MessageEvent, MessagesWriter, TokensCount
 from ..observability import Figure

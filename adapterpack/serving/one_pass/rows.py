@@ -17,7 +17,8 @@ from ...http import HTTPError, invalid_request
 from ...io import FrozenStruct
 from ...runtime import EncoderEngine, Engine, prompt_ids
 from ...tasks import PreparedRow
-from .. import PendingResponse, RequestContext, ServedModel, headers_of, json_response, running
+from .. import PendingResponse, RequestContext, ServedModel, headers_of, json_response
+from ..answering import running
 from ..openai import PassUsage, Provenance, as_http_error
 from ..route import State
 from ..scheduling import RequestOutput, ScheduledRow
