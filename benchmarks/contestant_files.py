@@ -73,13 +73,10 @@ class Files:
     def bundle(self, precision: str) -> Path:
         """A bundle with slots at all linear layers, and one adapter that nobody asks for."""
         seed = self._made("seed", lambda path: self._pack(path, "large", 1 << 20))
-        floats = {"fp32": "float32", "fp16": "float16"}
-        scheme, dtype = None if precision in floats else precision, floats.get(precision, "float32")
+        scheme = None if precision == "fp32" else precision
         return self._made(
             precision,
-            lambda path: export(
-                self.base, [seed], path, mode="bank", in_place=True, quantize=scheme, dtype=dtype
-            ),
+            lambda path: export(self.base, [seed], path, mode="bank", in_place=True, quantize=scheme),
         )
 
     def gguf(self, kind: str) -> Path:

@@ -51,6 +51,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteConfig", {}),
     "olmo2": ("Olmo2Config", {}),
     "smollm3": ("SmolLM3Config", {}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
 }
 """Name -> its config in transformers, and what that has beside `SIZES`."""
 
@@ -69,7 +75,9 @@ def build_model(family: str, folder: Path, seed: int) -> None:
 
 def exact_logits(base: Path, pack: Path | None, tokens: list[int]) -> np.ndarray:
     """Logits ``[tokens, vocabulary]`` of transformers and PEFT in float64."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float64, experts_implementation="eager"
+    )
     if pack is not None:
         model = PeftModel.from_pretrained(model, str(pack))
     with torch.no_grad():

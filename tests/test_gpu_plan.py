@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_moe
 import gpu_paged
+import gpu_vllm
 from decode import build_base
 from engine import bundles
 from gpu_plan import BoundGraph, table_of
@@ -34,7 +35,6 @@ from adapterpack.runtime.providers.kernels import kernels_of, nodes_without_kern
 
 SMALL = {
     "--size": "tiny",
-    "--rank": "4",
     "--runs": "2",
     "--forms": "float16",
     "--prefill": "16",
@@ -134,6 +134,24 @@ def test_cuda_has_a_kernel_for_every_node_of_the_banks_graphs() -> None:
             graph = gpu_moe.layer_graph(form, width, out, 3, 4, "float16")
             missing = nodes_without_kernel(onnx.load_from_string(graph), table)
             assert {unfit.node.operator for unfit in missing} <= {"Constant"}  # which becomes a weight
+
+
+@pytest.mark.fast
+def test_ratios_to_vllm_are_there_where_it_is() -> None:
+    """Tokens a second are better where there are more, first tokens where they come sooner."""
+    rows = [
+        {"name": name, "8 mixed": speed, "first token after 16, base": first, "host MB": 100}
+        for name, speed, first in (
+            ("ours, plain", 50.0, 4.0),
+            ("ours, captured", 80.0, 2.0),
+            ("vLLM", 40.0, 3.0),
+        )
+    ]
+    assert [[*row.values()] for row in gpu_vllm.over_vllm(rows)] == [
+        ["ours, plain over vLLM", 1.25, 0.75, None],
+        ["ours, captured over vLLM", 2.0, 1.5, None],
+    ]
+    assert gpu_vllm.over_vllm(rows[:2]) == []
 
 
 @pytest.fixture(scope="module")
