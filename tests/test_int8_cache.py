@@ -15,6 +15,7 @@ from architecture_proofs import make_pack
 from architectures import ARCHITECTURES, KINDS
 
 from adapterpack import Engine, Session, export, merge, quantize, validate
+from adapterpack._native import ragged_attention
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import PAST, graph_file, read_bundle
 from adapterpack.engine_graph import int8_cache
@@ -91,6 +92,29 @@ def test_logits_move_as_little_as_the_report_says(bundles: dict[str, Path]) -> N
     graph = ir.load(bundles["int8"] / graph_file(DECODER)).graph
     assert {value.dtype for value in graph.inputs if value.name.startswith(PAST)} == {ir.DataType.INT8}
     assert not validate(bundles["int8"], full=True).findings
+
+
+def test_the_operator_for_ragged_passes_keeps_the_same_numbers(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside ONNX Runtime's own attention: keys and values in the same steps, but for those whose rounding
+    hangs on the last bit, and logits that follow them.
+    """
+    if ragged_attention.LIBRARY is None:
+        pytest.skip("no compiler here: ONNX Runtime's own operator attends")
+    names: list[str | None] = [None, "alpha", "prompt", "beta"]
+    tokens = np.random.default_rng(4).integers(3, 90, (8, len(names)))
+    mine, with_it = passes(bundles["int8"], names, tokens)
+    monkeypatch.setattr(ragged_attention, "LIBRARY", None)
+    theirs, without = passes(bundles["int8"], names, tokens)
+    assert (with_it.graph.ragged, without.graph.ragged) == (True, False)
+    assert np.abs(mine - theirs).max() < 0.01 * np.abs(theirs).max()
+    for place, row in enumerate(with_it.running):
+        found, expected = (one.read_cache(place, row.kv_len) for one in (with_it, without))
+        for name, numbers in expected.items():
+            apart = np.abs(found[name].astype(int) - numbers)
+            assert apart.max() <= 1
+            assert np.count_nonzero(apart) < 0.002 * apart.size
 
 
 def test_engines_run_it(bundles: dict[str, Path], pack_of: Make) -> None:

@@ -1,5 +1,5 @@
-"""The operator that attends in passes whose tokens belong to several rows: against float64, among its
-instruction sets and the tokens beside it, and in an engine, beside the graph that does without it.
+"""The operators that attend in passes whose tokens belong to several rows: against float64, among their
+instruction sets and the tokens beside them, and in an engine, beside the graph that does without them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from adapterpack.runtime.engine.model_runner import ModelRunner
 
 pytestmark = pytest.mark.fast
 Make = Callable[..., Any]
-FLOAT, INT64 = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
+FLOAT, INT8, INT64 = (ir.TensorType(one) for one in (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT64))
 
 
 class Heads(NamedTuple):
-    """The attributes of an attention, and whether it rotates, has sinks, and takes its inputs packed."""
+    """The attributes of an attention, and whether it rotates, has sinks, takes its inputs packed, and keeps
+    int8 caches.
+    """
 
     heads: int = 6
     kv_heads: int = 2
@@ -38,6 +40,7 @@ class Heads(NamedTuple):
     turned: int = 16
     sinks: bool = False
     packed: bool = True
+    int8: bool = False
 
 
 CASES = {
@@ -49,6 +52,9 @@ CASES = {
     "as many": Heads(heads=3, kv_heads=3, width=80, turned=20, packed=False),
     "narrow": Heads(heads=4, kv_heads=2, width=6, turned=3),
     "wide": Heads(heads=4, kv_heads=1, width=256, turned=128),
+    "int8": Heads(int8=True),
+    "int8, narrow, with a window": Heads(heads=9, kv_heads=3, width=22, turned=5, window=70, int8=True),
+    "int8, wide, with sinks": Heads(heads=12, kv_heads=1, width=256, sinks=True, packed=False, int8=True),
 }
 ROWS, LENGTH = 5, 300
 PIECES = [(3, 0, 40), (0, 64, 1), (4, 290, 9), (1, 127, 3), (1, 200, 1), (0, 65, 1)]
@@ -75,7 +81,11 @@ def session(form: Heads) -> ort.InferenceSession:
         value("sinks", FLOAT, "heads"),
     )
     values, sines = (value(name, FLOAT, *like.shape) for name, like in (("value", key), ("sines", cosines)))
-    caches = [value(name, FLOAT, "rows", form.kv_heads, "length", form.width) for name in ("keys", "values")]
+    kind = INT8 if form.int8 else FLOAT
+    caches = [value(name, kind, "rows", form.kv_heads, "length", form.width) for name in ("keys", "values")]
+    scales = [
+        value(f"{name.name}_scales", FLOAT, form.kv_heads, 1, form.width) for name in caches if form.int8
+    ]
     told = [value(name, INT64, "all") for name in ("rows", "positions")]
     inputs = [
         query,
@@ -84,9 +94,10 @@ def session(form: Heads) -> ort.InferenceSession:
         *told,
         *([cosines, sines] if form.turned else [None, None]),
         sinks if form.sinks else None,
+        *scales,
     ]
     node = ir.node(
-        ragged_attention.OPERATOR,
+        ragged_attention.OPERATORS[form.int8],
         inputs,
         {
             "num_heads": form.heads,
@@ -101,7 +112,11 @@ def session(form: Heads) -> ort.InferenceSession:
     for output, like, name in zip(
         node.outputs, (query, *caches), ("attention", "new_keys", "new_values"), strict=True
     ):
-        output.name, output.type, output.shape = name, FLOAT, ir.Shape([*like.shape[:-1], f"{name}_width"])
+        output.name, output.type, output.shape = (
+            name,
+            like.type,
+            ir.Shape([*like.shape[:-1], f"{name}_width"]),
+        )
     opsets = {"": 21, ragged_attention.DOMAIN: 1}
     graph = ir.Graph(
         [one for one in inputs if one], node.outputs, nodes=[node], opset_imports=opsets, name="one"
@@ -130,6 +145,10 @@ def run(operator: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> np.ndar
     return found
 
 
+def drawn_scales(rng: np.random.Generator, form: Heads) -> np.ndarray:
+    return rng.uniform(0.01, 0.03, (form.kv_heads, 1, form.width)).astype(np.float32)
+
+
 def drawn(form: Heads, pieces: list[tuple[int, int, int]]) -> dict[str, np.ndarray]:
     """Random feeds of a pass over these pieces."""
     rng = np.random.default_rng(5)
@@ -138,12 +157,20 @@ def drawn(form: Heads, pieces: list[tuple[int, int, int]]) -> dict[str, np.ndarr
     packed = rng.standard_normal((1, tokens, wide + 2 * narrow), np.float32)
     angles = rng.standard_normal((LENGTH, form.turned), np.float32)
     cache = ROWS, form.kv_heads, LENGTH, form.width
+
+    def numbers() -> np.ndarray:
+        if form.int8:
+            return rng.integers(-128, 128, cache, np.int8)
+        return rng.standard_normal(cache, np.float32)
+
     return {
         "query": packed if form.packed else packed[..., :wide],
         "key": packed[..., wide : wide + narrow],
         "value": packed[..., wide + narrow :],
-        "keys": rng.standard_normal(cache, np.float32),
-        "values": rng.standard_normal(cache, np.float32),
+        "keys": numbers(),
+        "values": numbers(),
+        # the largest numbers are beyond the range of most
+        **{f"{name}_scales": drawn_scales(rng, form) for name in ("keys", "values")},
         "rows": np.repeat([row for row, _, _ in pieces], [count for _, _, count in pieces]),
         "positions": np.concatenate([np.arange(first, first + count) for _, first, count in pieces]),
         "cosines": np.cos(angles),
@@ -152,35 +179,45 @@ def drawn(form: Heads, pieces: list[tuple[int, int, int]]) -> dict[str, np.ndarr
     }
 
 
-def in_float64(form: Heads, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """The formula, densely, by token; writes the caches."""
-    feeds |= {name: array.astype(np.float64) for name, array in feeds.items() if array.dtype == np.float32}
-    tokens, half, each = len(feeds["rows"]), form.turned, form.heads // form.kv_heads
-    wide = form.heads * form.width
-    query = feeds["query"][0, :, :wide].reshape(tokens, form.heads, form.width)
-    key, value = (feeds[name].reshape(tokens, form.kv_heads, form.width) for name in ("key", "value"))
+def turned(form: Heads, feeds: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The rotated queries or keys ``[tokens, heads, width]`` of a pass, in float64."""
+    heads = form.heads if name == "query" else form.kv_heads
+    numbers = feeds[name][0, :, : heads * form.width].astype(np.float64).reshape(-1, heads, form.width)
+    cosine, sine = (
+        feeds[each][feeds["positions"]][:, None].astype(np.float64) for each in ("cosines", "sines")
+    )
+    low, high, rest = np.split(numbers, [form.turned, 2 * form.turned], axis=2)
+    return np.concatenate([low * cosine - high * sine, high * cosine + low * sine, rest], axis=2)
 
-    def turned(numbers: np.ndarray) -> np.ndarray:
-        cosine, sine = (feeds[name][feeds["positions"]][:, None] for name in ("cosines", "sines"))
-        low, high, rest = np.split(numbers, [half, 2 * half], axis=2)
-        return np.concatenate([low * cosine - high * sine, high * cosine + low * sine, rest], axis=2)
 
-    query, key = turned(query), turned(key)
-    places = list(zip(feeds["rows"], feeds["positions"], strict=True))
-    for token, (row, place) in enumerate(places):
-        feeds["keys"][row, :, place], feeds["values"][row, :, place] = key[token], value[token]
+def written(form: Heads, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The caches after a pass, in float64: in steps of their scales if they are int8."""
+    value = feeds["value"].astype(np.float64).reshape(-1, form.kv_heads, form.width)
+    caches = {}
+    for name, new in (("keys", turned(form, feeds, "key")), ("values", value)):
+        steps = np.clip(new / feeds[f"{name}_scales"][:, 0], -128, 127) if form.int8 else new
+        caches[name] = feeds[name].astype(np.float64)
+        caches[name][feeds["rows"], :, feeds["positions"]] = steps
+    return caches
+
+
+def in_float64(form: Heads, feeds: dict[str, np.ndarray], caches: dict[str, np.ndarray]) -> np.ndarray:
+    """The formula, densely, by token, over caches that have been written."""
+    query, each = turned(form, feeds, "query"), form.heads // form.kv_heads
+    if form.int8:
+        caches = {name: cache * feeds[f"{name}_scales"].astype(np.float64) for name, cache in caches.items()}
     found = np.empty_like(query)
-    for token, (row, place) in enumerate(places):
+    for token, (row, place) in enumerate(zip(feeds["rows"], feeds["positions"], strict=True)):
         first = 0 if form.window < 0 else max(0, place + 1 - form.window)
         for head in range(form.heads):
-            keys, values = (feeds[name][row, head // each, first : place + 1] for name in ("keys", "values"))
+            keys, values = (caches[name][row, head // each, first : place + 1] for name in ("keys", "values"))
             scores = keys @ query[token, head] * form.width**-0.5
             if form.softcap:
                 scores = form.softcap * np.tanh(scores / form.softcap)
             weights = np.exp(scores)
-            total = weights.sum() + (np.exp(feeds["sinks"][head]) if form.sinks else 0)
+            total = weights.sum() + (np.exp(float(feeds["sinks"][head])) if form.sinks else 0)
             found[token, head] = weights @ values / total
-    return found.reshape(1, tokens, wide)
+    return found.reshape(1, len(query), form.heads * form.width)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -189,21 +226,24 @@ def test_attention_is_that_of_float64_and_of_each_token_alone(kernel: ModuleType
     token that is read by itself after the others every bit is the same.
     """
     form, operator = CASES[case], session(CASES[case])
-    expected = drawn(form, PIECES)
-    right = in_float64(form, expected)
+    expected = written(form, drawn(form, PIECES))
     for name in kernel.sets():
         kernel.use(name)
         feeds = drawn(form, PIECES)
         found = run(operator, feeds)
+        for cache, numbers in expected.items():
+            # a step is rounded to the nearest one, or where that hangs on the last bit to the other
+            least = 0.5001 if form.int8 else 1e-6 * np.abs(numbers).max()
+            assert np.abs(feeds[cache] - numbers).max() <= least
+        caches = {cache: feeds[cache].astype(np.float64) for cache in expected} if form.int8 else expected
+        right = in_float64(form, feeds, caches)
         # the rounding of float32 sums over a head's width and 300 positions
         assert np.abs(found - right).max() <= 3e-6 * np.abs(right).max()
-        for cache in ("keys", "values"):
-            assert np.abs(feeds[cache] - expected[cache]).max() <= 1e-6 * np.abs(expected[cache]).max()
         start = 0
         for row, first, count in PIECES:
             end = start + count
             # positions after it are in the cache by now, and it does not see them
-            alone = {name: array[:, end - 1 : end] for name, array in feeds.items() if array.ndim == 3}
+            alone = {name: feeds[name][:, end - 1 : end] for name in ("query", "key", "value")}
             told = {"rows": np.array([row]), "positions": np.array([first + count - 1])}
             last = run(operator, {**feeds, **alone, **told})
             assert np.array_equal(last[0, 0], found[0, end - 1])

@@ -1,22 +1,25 @@
-/* An operator of ONNX Runtime for the attention of a pass whose tokens belong to several rows, any number to each.
+/* Operators of ONNX Runtime for the attention of a pass whose tokens belong to several rows, any number to each.
 
    RaggedAttention(query, key, value, past_key, past_value [rows, kv_heads, length, width], token_rows [tokens], token_positions [tokens],
    cos_cache, sin_cache [positions, half], head_sink [heads]) -> attention, present_key, present_value. It is GroupQueryAttention
    (com.microsoft) with these two differences: a row's cache and a token's position in it are told for each token, and the caches are
    written where they lie. `query` alone may have queries, keys and values packed. Attributes: num_heads, kv_num_heads, scale, softcap,
-   local_window_size.
+   local_window_size. RaggedAttentionInt8 has caches of int8, and two inputs more: key_scales and value_scales [kv_heads, 1, width], what a
+   number in a cache is multiplied by.
 
    A token attends to its row's positions up to its own. Its numbers are added up in one order whatever else is in the pass: over the width
    of a head one by one, over positions in blocks that begin at multiples of BLOCK, with the largest score so far taken off (Milakov and
-   Gimelshein 2018, "Online normalizer calculation for softmax"). */
+   Gimelshein 2018, "Online normalizer calculation for softmax"), and the weights of a block in four sums, those of every fourth position. */
 
 #include "common.h"
 #include "ort_abi.h"
+#include <math.h>
 
-enum { BLOCK = 64, WIDEST = 256, VECTORS = 3, MOST_HEADS = 1 << 16 };
+enum { BLOCK = 64, WIDEST = 256, VECTORS = 3, MOST_HEADS = 1 << 16, INT8_INPUTS = 10, MOST_INPUTS = 12 };
 
 struct attention {
     ort_api api;
+    int int8; /* whether its caches are */
     int64_t heads, kv_heads, window;
     float scale, softcap;
 };
@@ -24,8 +27,9 @@ struct attention {
 /* One run. Queries are rotated and scaled. */
 struct run {
     const struct attention *op;
-    const float *query, *key, *value, *cosines, *sines, *sinks;
-    float *queries, *keys, *values, *out;
+    const float *query, *key, *value, *cosines, *sines, *sinks, *key_scales, *value_scales;
+    float *queries, *out;
+    void *keys, *values; /* float or int8_t */
     const int64_t *rows, *positions;
     long tokens, stride, key_stride, length, width, half, each; /* each: the heads that share keys */
     long units;
@@ -33,6 +37,9 @@ struct run {
         long token, head, first, count; /* queries first ... first + count of the tokens from `token` on, by token and head */
     } *unit;
 };
+
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint32_t word_there __attribute__((aligned(1), may_alias));
 
 #define NAME(x) JOIN(x, SET)
 /* A loop over a few numbers, which a compiler is to write out, so that sums stay in registers. */
@@ -43,16 +50,34 @@ struct run {
 #define LANES 16
 #define KEYS 8
 #define QUERIES 6
+#define FEW 8
 #define FMA(a, b, c) ((lanes)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define SPREAD(x) ((lanes)_mm512_set1_ps(x))
+#define WIDENED(p) ((lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(p)))))
+#define QUARTER(p) _mm_loadu_si128((const void *)(p))
+#define JOINED(p, apart) \
+    ((places)_mm512_inserti32x4(_mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(QUARTER(p)), QUARTER((p) + (apart)), 1), \
+                                                   QUARTER((p) + 2 * (apart)), 2), QUARTER((p) + 3 * (apart)), 3))
+#define LOW32(a, b) _mm512_unpacklo_epi32((__m512i)(a), (__m512i)(b))
+#define HIGH32(a, b) _mm512_unpackhi_epi32((__m512i)(a), (__m512i)(b))
+#define LOW64(a, b) ((places)_mm512_unpacklo_epi64((__m512i)(a), (__m512i)(b)))
+#define HIGH64(a, b) ((places)_mm512_unpackhi_epi64((__m512i)(a), (__m512i)(b)))
 #include "ragged_attention_tile.h"
 #define SET avx2
 #define TARGET AVX2_TARGET
 #define LANES 8
 #define KEYS 4
 #define QUERIES 3
+#define FEW 8
 #define FMA(a, b, c) ((lanes)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SPREAD(x) ((lanes)_mm256_set1_ps(x))
+#define WIDENED(p) ((lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p)))))
+#define QUARTER(p) _mm_loadu_si128((const void *)(p))
+#define JOINED(p, apart) ((places)_mm256_inserti128_si256(_mm256_castsi128_si256(QUARTER(p)), QUARTER((p) + (apart)), 1))
+#define LOW32(a, b) _mm256_unpacklo_epi32((__m256i)(a), (__m256i)(b))
+#define HIGH32(a, b) _mm256_unpackhi_epi32((__m256i)(a), (__m256i)(b))
+#define LOW64(a, b) ((places)_mm256_unpacklo_epi64((__m256i)(a), (__m256i)(b)))
+#define HIGH64(a, b) ((places)_mm256_unpackhi_epi64((__m256i)(a), (__m256i)(b)))
 #include "ragged_attention_tile.h"
 #elif defined(__aarch64__)
 #define SET neon
@@ -60,8 +85,15 @@ struct run {
 #define LANES 4
 #define KEYS 6
 #define QUERIES 6
+#define FEW 4
 #define FMA(a, b, c) ((lanes)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define SPREAD(x) ((lanes)vdupq_n_f32(x))
+#define WIDENED(p) ((lanes)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(*(const word_there *)(p)))))))
+#define JOINED(p, apart) ((places)vld1q_s8((const int8_t *)(p)))
+#define LOW32(a, b) vzip1q_s32((int32x4_t)(a), (int32x4_t)(b))
+#define HIGH32(a, b) vzip2q_s32((int32x4_t)(a), (int32x4_t)(b))
+#define LOW64(a, b) ((places)vzip1q_s64((int64x2_t)(a), (int64x2_t)(b)))
+#define HIGH64(a, b) ((places)vzip2q_s64((int64x2_t)(a), (int64x2_t)(b)))
 #include "ragged_attention_tile.h"
 #endif
 
@@ -97,18 +129,36 @@ static void rotate(const struct run *run, const float *from, float *to, int64_t 
     for (long i = 2 * half; i < run->width; i++) to[i] = scale * from[i];
 }
 
-/* Rotates a token's queries, and writes its keys and values into its row's cache. */
+/* Numbers in steps of their scales. */
+static void quantize(const float *from, const float *scales, int8_t *to, long count) {
+    for (long i = 0; i < count; i++) {
+        const float steps = from[i] / scales[i];
+        to[i] = steps >= 127 ? 127 : steps > -128 ? (int8_t)lrintf(steps) : -128;
+    }
+}
+
+/* Rotates a token's queries, and writes its keys and values into its row's cache. Queries take on the scales of keys. */
 static void append(void *data, size_t token) {
     const struct run *run = data;
     const struct attention *op = run->op;
     const long width = run->width, position = run->positions[token];
-    for (long head = 0; head < op->heads; head++)
-        rotate(run, run->query + token * run->stride + head * width, run->queries + (token * op->heads + head) * width, position, op->scale);
+    for (long head = 0; head < op->heads; head++) {
+        float *query = run->queries + (token * op->heads + head) * width;
+        rotate(run, run->query + token * run->stride + head * width, query, position, op->scale);
+        for (long i = 0; op->int8 && i < width; i++) query[i] *= run->key_scales[head / run->each * width + i];
+    }
     for (long head = 0; head < op->kv_heads; head++) {
         const long at = ((run->rows[token] * op->kv_heads + head) * run->length + position) * width;
         const long from = token * run->key_stride + head * width;
-        rotate(run, run->key + from, run->keys + at, position, 1);
-        memcpy(run->values + at, run->value + from, width * sizeof(float));
+        if (op->int8) {
+            float key[WIDEST];
+            rotate(run, run->key + from, key, position, 1);
+            quantize(key, run->key_scales + head * width, (int8_t *)run->keys + at, width);
+            quantize(run->value + from, run->value_scales + head * width, (int8_t *)run->values + at, width);
+        } else {
+            rotate(run, run->key + from, (float *)run->keys + at, position, 1);
+            memcpy((float *)run->values + at, run->value + from, width * sizeof(float));
+        }
     }
 }
 
@@ -169,11 +219,11 @@ static ort_status compute(void *data, void *context) {
     const struct attention *op = data;
     const ort_api api = op->api;
     struct run run = {.op = op};
-    int64_t shapes[10][4] = {{0}};
-    void *inputs[10], *outputs[3], *value;
-    static const size_t axes[10] = {3, 3, 3, 4, 4, 1, 1, 2, 2, 1};
+    int64_t shapes[MOST_INPUTS][4] = {{0}};
+    void *inputs[MOST_INPUTS] = {NULL}, *outputs[3], *value;
+    static const size_t axes[MOST_INPUTS] = {3, 3, 3, 4, 4, 1, 1, 2, 2, 1, 3, 3};
     ort_status status;
-    for (size_t i = 0; i < 10; i++)
+    for (size_t i = 0; i < (op->int8 ? MOST_INPUTS : INT8_INPUTS); i++)
         if ((status = taken(api, context, i, axes[i], shapes[i], inputs + i, "an input has another number of axes"))) return status;
     const int64_t *cache = shapes[3], rows = cache[0], wide = op->heads * cache[3], narrow = op->kv_heads * cache[3];
     run.tokens = shapes[0][0] * shapes[0][1];
@@ -191,11 +241,14 @@ static ort_status compute(void *data, void *context) {
     run.cosines = inputs[7];
     run.sines = inputs[8];
     run.sinks = inputs[9];
+    run.key_scales = inputs[10];
+    run.value_scales = inputs[11];
     const int64_t shape[3] = {shapes[0][0], shapes[0][1], wide};
     int right = shapes[0][2] == run.stride && shapes[5][0] == run.tokens && shapes[6][0] == run.tokens && cache[1] == op->kv_heads &&
                 !memcmp(cache, shapes[4], sizeof shapes[4]) && !memcmp(shapes[7], shapes[8], sizeof shapes[8]) && !inputs[1] == !inputs[2];
     for (int i = 1; i < 3; i++)
         right = right && (!inputs[i] || (shapes[i][0] * shapes[i][1] == run.tokens && shapes[i][2] == narrow));
+    for (int i = INT8_INPUTS; op->int8 && i < MOST_INPUTS; i++) right = right && shapes[i][0] * shapes[i][1] * shapes[i][2] == narrow;
     if (!right || (run.sinks && shapes[9][0] != op->heads)) return failed(api, "queries, keys, values, caches and tables do not belong together");
     const char *wrong = problem(&run, rows, shapes[7][0]);
     if (wrong) return failed(api, wrong);
@@ -208,10 +261,13 @@ static ort_status compute(void *data, void *context) {
     return attend(&run, context);
 }
 
+static const struct ort_operator of_floats, of_int8;
+
 static ort_status create(const void *made_of, ort_api api, const void *info, void **made) {
     struct attention *op = malloc(sizeof *op);
     if (!op) return failed(api, "there is not enough memory");
     op->api = api;
+    op->int8 = made_of == &of_int8;
     ort_status status;
     if ((status = ort_attribute(api)(info, "num_heads", &op->heads)) || (status = ort_attribute(api)(info, "kv_num_heads", &op->kv_heads)) ||
         (status = ort_attribute(api)(info, "local_window_size", &op->window)) || (status = ort_float_attribute(api)(info, "scale", &op->scale)) ||
@@ -225,14 +281,18 @@ static ort_status create(const void *made_of, ort_api api, const void *info, voi
     return status;
 }
 
-static const char *op_name(const void *op) { return "RaggedAttention"; }
+static const char *op_name(const void *op) { return op == &of_int8 ? "RaggedAttentionInt8" : "RaggedAttention"; }
 static const char *no_name(const void *op) { return NULL; }
-static size_t inputs_of(const void *op) { return 10; }
+static size_t inputs_of(const void *op) { return op == &of_int8 ? MOST_INPUTS : INT8_INPUTS; }
 static size_t outputs_of(const void *op) { return 3; }
-static int is_optional(const void *op, size_t index) { return index == 1 || index == 2 || index > 6 ? ORT_OPTIONAL : 0; }
+static int is_optional(const void *op, size_t index) { return index == 1 || index == 2 || (index > 6 && index < INT8_INPUTS) ? ORT_OPTIONAL : 0; }
 static int none(const void *op, size_t index) { return 0; }
-static int type_of(const void *op, size_t index) { return index == 5 || index == 6 ? ORT_INT64 : ORT_FLOAT; }
-static int float_of(const void *op, size_t index) { return ORT_FLOAT; }
+static int of_cache(const void *op) { return op == &of_int8 ? ORT_INT8 : ORT_FLOAT; }
+static int type_of(const void *op, size_t index) {
+    if (index == 5 || index == 6) return ORT_INT64;
+    return index == 3 || index == 4 ? of_cache(op) : ORT_FLOAT;
+}
+static int output_type_of(const void *op, size_t index) { return index ? of_cache(op) : ORT_FLOAT; }
 static size_t in_place(int **inputs, int **outputs) {
     static int past[] = {3, 4}, present[] = {1, 2};
     *inputs = past;
@@ -241,12 +301,13 @@ static size_t in_place(int **inputs, int **outputs) {
 }
 static void keep(int *inputs, int *outputs) {}
 
-static const struct ort_operator ragged_attention = {
-    .version = ORT_API, .name = op_name, .provider = no_name, .input_type = type_of, .input_count = inputs_of, .output_type = float_of,
-    .output_count = outputs_of, .destroy = free, .input_kind = is_optional, .output_kind = none, .input_memory = none,
-    .create_checked = create, .compute_checked = compute, .in_place = in_place, .release_in_place = keep};
+#define OPERATOR \
+    {.version = ORT_API, .name = op_name, .provider = no_name, .input_type = type_of, .input_count = inputs_of, \
+     .output_type = output_type_of, .output_count = outputs_of, .destroy = free, .input_kind = is_optional, .output_kind = none, \
+     .input_memory = none, .create_checked = create, .compute_checked = compute, .in_place = in_place, .release_in_place = keep}
+static const struct ort_operator of_floats = OPERATOR, of_int8 = OPERATOR;
 
-REGISTERS(ragged_attention, "adapterpack.attention")
+REGISTERS("adapterpack.attention", &of_floats, &of_int8)
 
 static PyObject *py_use(PyObject *self, PyObject *args) {
     const char *name = NULL;

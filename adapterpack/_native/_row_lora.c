@@ -195,7 +195,7 @@ static const struct ort_operator add_lora = {
     .output_count = one, .destroy = free, .input_kind = none, .output_kind = none, .input_memory = none, .create_checked = create,
     .compute_checked = compute, .in_place = in_place, .release_in_place = keep};
 
-REGISTERS(add_lora, "adapterpack")
+REGISTERS("adapterpack", &add_lora)
 
 static void release(PyObject *capsule) {
     struct adapter *adapter = PyCapsule_GetPointer(capsule, "adapter");

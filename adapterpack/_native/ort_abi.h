@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ORT_API = 18, ORT_INVALID_ARGUMENT = 2, ORT_FLOAT = 1, ORT_INT64 = 7, ORT_OPTIONAL = 1 };
+enum { ORT_API = 18, ORT_INVALID_ARGUMENT = 2, ORT_FLOAT = 1, ORT_INT8 = 3, ORT_INT64 = 7, ORT_OPTIONAL = 1 };
 
 typedef const void *const *ort_api; /* the functions by their places */
 typedef void *ort_status;           /* NULL if all went well */
@@ -69,17 +69,18 @@ static ort_status taken(ort_api api, const void *context, size_t index, size_t a
     return count == axes ? ort_data(api)(value, data) : failed(api, wrong);
 }
 
-/* What ONNX Runtime calls for the options of every session that is to know an operator; its domain lives as long as the process, since
+/* What ONNX Runtime calls for the options of every session that is to know operators; their domain lives as long as the process, since
    sessions refer to it. */
-#define REGISTERS(op, name) \
+#define REGISTERS(name, ...) \
     __attribute__((visibility("default"))) ort_status RegisterCustomOps(void *options, const struct ort_base *base) { \
         static void *domain; \
+        static const struct ort_operator *const operators[] = {__VA_ARGS__}; \
         const ort_api api = base->api(ORT_API); \
         ort_status status = NULL; \
-        if (!domain) { \
-            void *made = NULL; \
-            if ((status = ort_create_domain(api)(name, &made)) || (status = ort_add_operator(api)(made, &op))) return status; \
-            domain = made; \
-        } \
+        void *made = domain; \
+        if (!domain && (status = ort_create_domain(api)(name, &made))) return status; \
+        for (size_t i = 0; !domain && i < sizeof operators / sizeof *operators; i++) \
+            if ((status = ort_add_operator(api)(made, operators[i]))) return status; \
+        domain = made; \
         return ort_add_domain(api)(options, domain); \
     }
