@@ -254,6 +254,11 @@ INLINE TARGET void NAME(attend_few)(const struct run *run, const struct unit *un
         const long start = block < span.begin ? (span.begin - block) / LANES * LANES : 0, stop = (block + BLOCK < span.end ? block + BLOCK : span.end) - block;
         for (long k = start; k < stop; k += LANES) {
             const char *some = keys + (block + k) * bytes;
+            /* the next block's numbers come meanwhile: the processor itself does not look beyond a page */
+            for (long at = 0; at < LANES * bytes; at += 64) {
+                __builtin_prefetch(some + BLOCK * bytes + at);
+                __builtin_prefetch(values + (block + BLOCK + k) * bytes + at);
+            }
             if (k + LANES > stop || whole > bytes) {
                 memset(last_keys, 0, LANES * whole);
                 for (long i = 0; i < LANES && k + i < stop; i++) memcpy(last_keys + i * whole, some + i * bytes, bytes);
