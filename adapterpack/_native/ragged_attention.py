@@ -1,8 +1,8 @@
 """The attention of a pass whose tokens belong to several rows, any number to each, as operators of ONNX
 Runtime, ``RaggedAttention`` and ``RaggedAttentionInt8``.
 
-They are there where they were built (see :mod:`.build`) and the processor has fused multiply-add. Sums are added up
-in one order whatever else is in a pass.
+They are there where they were built (see :mod:`.build`) and the processor has fused multiply-add. Sums are
+added up in one order whatever else is in a pass.
 """
 
 from __future__ import annotations
