@@ -1,8 +1,8 @@
 """The kernels that a provider implements, by operator, version and types: extracted from a build of ONNX
 Runtime and shipped as data.
 
-With this table a graph can be checked on a machine without the device. ``benchmarks/kernels.py`` regenerates
-the table for another build.
+With this table a graph can be checked on a machine without the device. ``benchmarks/cuda_kernels.py``
+regenerates the table for another build.
 """
 
 from __future__ import annotations
