@@ -16,7 +16,7 @@ import msgspec
 
 from ..adapter_methods.nodes.composed import NAME as TREE
 from ..errors import ConfigError, FormatError
-from ..io import open_regular, output_file, read_at_most
+from ..io import Json, open_regular, output_file, read_at_most
 from ..io.strict_json import canonical, loads
 from ..library_errors import library_errors
 from ..manifest import Parent
@@ -57,7 +57,7 @@ class CompositionRecipe:
     statistics: tuple[str, ...] = ()
     result: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the recipe as a JSON value."""
         return {
             "format": FORMAT,
