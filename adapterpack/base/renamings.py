@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ..io import Config
 from ..resources import resource
 
-Config = Mapping[str, Any]
-"""The contents of a model's ``config.json``, or of a part of it."""
 Step = Callable[[str], str]
 """Renames a name, or returns it unchanged."""
 

@@ -19,13 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import Site, check_shapes, get
+from ...adapter_methods import Site, Tensors, check_shapes, get
 from ...adapter_methods.loha import with_kernel
 from ...errors import BaseMismatch, FormatError, Unsupported, printable
 from .. import check_pair, drop_targets, tensor_number
 from .kronecker import split_kronecker
-
-Tensors = Mapping[str, np.ndarray]
 
 
 class LycorisLayer(NamedTuple):
