@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..io import Config
+from ..io import Config, Json
 from ..resources import resource
 
 Step = Callable[[str], str]
@@ -170,8 +170,8 @@ _compiled: Callable[[str], re.Pattern[str]] = cache(re.compile)
 
 
 @cache
-def _table() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(resource("base/renamings.json").read_text("utf-8"))
+def _table() -> Json:
+    loaded: Json = json.loads(resource("base/renamings.json").read_text("utf-8"))
     return loaded
 
 
