@@ -12,12 +12,13 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .base import is_repo
 from .bundle import FILE_NAME as BUNDLE_FILE
 from .bundle import read_bundle
 from .errors import ConfigError
+from .io import Json
 from .manifest.structs import Base, FileEntry
 from .pack import Pack, load
 from .version import VERSION
@@ -39,7 +40,7 @@ class Material(NamedTuple):
     digest: str | None = None
     license: str | None = None
     url: str | None = None
-    card: dict[str, Any] | None = None
+    card: Json | None = None
     fingerprint: str | None = None
 
     @property
@@ -49,7 +50,7 @@ class Material(NamedTuple):
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def bill_of(folder: Path, form: str = "cyclonedx") -> dict[str, Any]:
+def bill_of(folder: Path, form: str = "cyclonedx") -> Json:
     """Lists what the pack or the bundle in a folder is made of; :func:`adapterpack.bom` documents the form.
 
     Raises:
@@ -63,7 +64,7 @@ def bill_of(folder: Path, form: str = "cyclonedx") -> dict[str, Any]:
 
 def _of_pack(pack: Pack, relation: str = "DESCRIBES") -> tuple[Material, list[Material], str | None]:
     said = pack.manifest
-    parameters: dict[str, Any] = {"task": said.task.type or "", "modelArchitecture": said.method.type}
+    parameters: Json = {"task": said.task.type or "", "modelArchitecture": said.method.type}
     if said.base.model_type:
         parameters["architectureFamily"] = said.base.model_type
     measured = [
@@ -71,7 +72,7 @@ def _of_pack(pack: Pack, relation: str = "DESCRIBES") -> tuple[Material, list[Ma
         for metric in said.metrics
         if metric.get("value") is not None
     ]
-    card: dict[str, Any] = {"modelParameters": parameters}
+    card: Json = {"modelParameters": parameters}
     if measured:
         card["quantitativeAnalysis"] = {"performanceMetrics": measured}
     whole = Material(
@@ -136,8 +137,8 @@ def _hex(digest: str | None) -> str | None:
     return found and found.group()
 
 
-def _cyclonedx(whole: Material, parts: list[Material], created: str) -> dict[str, Any]:
-    def component(one: Material) -> dict[str, Any]:
+def _cyclonedx(whole: Material, parts: list[Material], created: str) -> Json:
+    def component(one: Material) -> Json:
         made = {
             "type": one.kind,
             "bom-ref": one.ref,
@@ -172,8 +173,8 @@ def _cyclonedx(whole: Material, parts: list[Material], created: str) -> dict[str
     }
 
 
-def _spdx(whole: Material, parts: list[Material], created: str) -> dict[str, Any]:
-    def package(one: Material) -> dict[str, Any]:
+def _spdx(whole: Material, parts: list[Material], created: str) -> Json:
+    def package(one: Material) -> Json:
         made = {
             "SPDXID": f"SPDXRef-{one.ref}",
             "name": one.name,

@@ -20,6 +20,7 @@ from . import (
     METHODS,
     AlphaConfig,
     Array,
+    Arrays,
     Dense,
     Method,
     NormalForm,
@@ -59,7 +60,7 @@ def _shapes(cfg: LoHa, site: Site) -> Shapes:
     return {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up, "hada_w2_b": down}
 
 
-def _init(cfg: LoHa, site: Site, rng: Random) -> dict[str, np.ndarray]:
+def _init(cfg: LoHa, site: Site, rng: Random) -> Arrays:
     # hada_w2_b is drawn, too, although it starts at zero, so that a seed gives the same other factors.
     drawn = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
     return {**drawn, "hada_w2_b": np.zeros_like(drawn["hada_w2_b"])}

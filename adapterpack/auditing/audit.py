@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..composing.compatibility import SIDE_BY_SIDE, common_base, common_task, re
 from ..composing.full_modules import comparable
 from ..composing.plan import plan
 from ..errors import AdapterpackError, NothingToDo, Unsupported
-from ..io import DTYPES, FLOATS
+from ..io import DTYPES, FLOATS, Progress
 from ..lowrank import Cut, Loss, Term, zero
 from ..lowrank.truncation import require_count
 from ..manifest import manifest as m
@@ -33,8 +33,6 @@ RANKS = (1, 2, 4, 8, 16, 32)
 """The ranks for which the loss of a truncation is reported by default."""
 _APPROXIMATED = Cut(rank=256, energy=0.999)
 """How to approximate a change without a low rank by factors."""
-
-Progress = Callable[[int, int], None]
 
 
 class _Part(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..io import Json
 from ..lowrank import Cut, energy_of
 from ..notebook import Shown
 from ..pack import Pack
@@ -127,7 +128,7 @@ class Screen:
     scope: str
     packs: tuple[Screened, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the screen as the command prints it."""
         return {
             "limits": LIMITS,
@@ -170,7 +171,7 @@ class Audit(Shown):
         """Returns the ``count`` sites of greatest concern, worst first."""
         return sorted(self.sites, key=lambda site: (-site.concern, site.path))[:count]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the audit as the command prints it."""
         return {
             "packs": [
@@ -210,7 +211,7 @@ class Audit(Shown):
             "screen": None if self.screen is None else self.screen.to_json(),
         }
 
-    def _site(self, site: AuditedSite) -> dict[str, Any]:
+    def _site(self, site: AuditedSite) -> Json:
         return {
             "path": site.path,
             "layer": site.layer,
@@ -233,7 +234,7 @@ class Audit(Shown):
             **self._figures(site.measures),
         }
 
-    def _figures(self, measures: Measures) -> dict[str, Any]:
+    def _figures(self, measures: Measures) -> Json:
         overlap, entries = measures.overlap, measures.entries
         base = measures.base and math.sqrt(measures.base)
         return {

@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, Unsupported, storage_errors
-from ..io import Identity, copy_file, identity, open_inside, read_at_most, resolved_inside, strict_json
-from .renamings import Config, is_known
+from ..io import (
+    Config,
+    Identity,
+    copy_file,
+    identity,
+    open_inside,
+    read_at_most,
+    resolved_inside,
+    strict_json,
+)
+from .renamings import is_known
 
 CONFIG = "config.json"
 MAX_JSON = 64 << 20

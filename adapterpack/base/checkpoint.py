@@ -20,6 +20,7 @@ from ..io import (
     DTYPES,
     HashedSource,
     Identity,
+    Json,
     SafetensorsFile,
     TensorInfo,
     digests,
@@ -105,7 +106,7 @@ class Checkpoint:
         self.identities = {shard: identity(self.folder / shard) for shard in shards}
         return {shard: SafetensorsFile(self.folder / shard) for shard in self.identities}
 
-    def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
+    def _shards(self) -> tuple[Json | None, list[str]]:
         """Returns the index, if there are several shards, and the file names of the shards."""
         for single, self.index_name in _NAMES:
             if (self.folder / single).is_file():
@@ -132,7 +133,7 @@ class Checkpoint:
         return str(self.folder)
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """The contents of ``config.json`` without code that never runs; empty if there is none."""
         path = self.folder / CONFIG
         loaded = without_code(read_json(path)) if path.is_file() else {}

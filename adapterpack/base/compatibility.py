@@ -8,9 +8,10 @@ compared in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import BaseMismatch
+from ..io import Json
 from ..manifest import manifest as m
 from .checkpoint import Checkpoint
 from .fingerprint import Fingerprint
@@ -60,7 +61,7 @@ class Verdict(NamedTuple):
     differs: bool = False
     variant: BaseVariant | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the verdict as reports print it; ``relation`` is that of the matching variant."""
         return {
             "verdict": self.name,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..errors import Unsupported
+from ..io import Config
 from .checkpoint import Checkpoint
-from .renamings import Config
 
 
 class Scheme(NamedTuple):

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ..io import Config, Json
 from ..resources import resource
 
-Config = Mapping[str, Any]
-"""The contents of a model's ``config.json``, or of a part of it."""
 Step = Callable[[str], str]
 """Renames a name, or returns it unchanged."""
 
@@ -171,8 +170,8 @@ _compiled: Callable[[str], re.Pattern[str]] = cache(re.compile)
 
 
 @cache
-def _table() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(resource("base/renamings.json").read_text("utf-8"))
+def _table() -> Json:
+    loaded: Json = json.loads(resource("base/renamings.json").read_text("utf-8"))
     return loaded
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from .renamings import Config
+from ..io import Config
 
 _Rule = Callable[[Config], int | None]
 

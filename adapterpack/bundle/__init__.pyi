@@ -10,10 +10,10 @@ from .decoder_graph import part_ranks as part_ranks
 from .decoder_graph import without_decoder as without_decoder
 from .files import adapter_files as adapter_files
 from .files import differences as differences
-from .files import find_other_files as find_other_files
 from .files import has_other_tokenizer as has_other_tokenizer
 from .files import irregular as irregular
 from .files import present as present
+from .files import refuse_other_files as refuse_other_files
 from .files import require_files as require_files
 from .files import require_in_list as require_in_list
 from .files import require_same as require_same

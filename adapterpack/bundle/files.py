@@ -74,9 +74,18 @@ def irregular(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def find_other_files(folder: Path, bundle: Bundle) -> list[str]:
-    """Returns the files in a bundle's folder that its manifest does not list, without its signature."""
-    return sorted(present(folder) - {entry.path for entry in bundle.files} - {FILE_NAME, SIGNATURE})
+def refuse_other_files(folder: Path, bundle: Bundle) -> None:
+    """Checks that a bundle's folder has no file that its manifest does not list, besides its signature.
+
+    Raises:
+        FormatError: it has one.
+    """
+    if extra := sorted(present(folder) - {entry.path for entry in bundle.files} - {FILE_NAME, SIGNATURE}):
+        raise FormatError(
+            "a file in the bundle is not in its manifest",
+            where=folder / extra[0],
+            remedy="remove it, or export again",
+        )
 
 
 def required_files(bundle: Bundle) -> set[str]:

@@ -8,10 +8,10 @@ checkpoint without truncating anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import Unsupported, printable
-from ..io import output_file
+from ..io import Json, output_file
 from ..paths import StrPath
 from .recipe import CompositionRecipe
 from .rules.rule import Arguments, Weights
@@ -26,8 +26,8 @@ class MergekitMethod(NamedTuple):
     """
 
     method: str
-    per_model: Callable[[float, Arguments], dict[str, Any]] = lambda weight, params: {"weight": weight}
-    common: Callable[[Arguments], dict[str, Any]] = lambda params: {"normalize": False, "lambda": 1.0}
+    per_model: Callable[[float, Arguments], Json] = lambda weight, params: {"weight": weight}
+    common: Callable[[Arguments], Json] = lambda params: {"normalize": False, "lambda": 1.0}
     mismatch: Callable[[Weights, Arguments], str] = lambda weights, params: ""
 
 
@@ -58,11 +58,11 @@ def _first(*reasons: Callable[[Weights, Arguments], str]) -> Callable[..., str]:
     return lambda weights, params: next(filter(None, (reason(weights, params) for reason in reasons)), "")
 
 
-def _voted(weight: float, params: Arguments) -> dict[str, Any]:
+def _voted(weight: float, params: Arguments) -> Json:
     return {"weight": weight, **{name: params[name] for name in ("density", "gamma") if name in params}}
 
 
-def _scaled(params: Arguments) -> dict[str, Any]:
+def _scaled(params: Arguments) -> Json:
     return {"normalize": bool(params.get("normalize", False)), "lambda": float(params.get("lam", 1.0))}
 
 
@@ -110,7 +110,7 @@ REASONS: Mapping[str, str] = {
 }
 
 
-def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> dict[str, Any]:
+def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> Json:
     """Returns the mergekit configuration of the same merge. ``base`` and ``models`` are paths or names;
     ``models`` follow the recipe's order.
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
-from ..io import refuse_existing
+from ..io import Progress, refuse_existing
 from ..pack import Pack, as_pack
 from ..paths import StrPath
 from .arguments import BySite, checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
 from .statistics import Statistics
-from .steps import CompositionRequest, Progress, Score, compose_by_rule
+from .steps import CompositionRequest, Score, compose_by_rule
 
 Packs = Sequence[Pack | StrPath]
 

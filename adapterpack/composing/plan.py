@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..adapter_methods import complete
-from ..io import workers
+from ..io import Json, workers
 from ..pack import Adapter, Pack, as_pack
 from ..paths import StrPath
 from .arguments import opened_base
@@ -156,7 +156,7 @@ class CompositionPlan:
     whole: Mapping[str, Any]
     groups: tuple[SiteGroup, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the plan as a JSON value."""
         return dataclasses.asdict(self)
 

@@ -16,7 +16,7 @@ import msgspec
 
 from ..adapter_methods.nodes.composed import NAME as TREE
 from ..errors import ConfigError, FormatError
-from ..io import open_regular, output_file, read_at_most
+from ..io import Json, Progress, open_regular, output_file, read_at_most
 from ..io.strict_json import canonical, loads
 from ..library_errors import library_errors
 from ..manifest import Parent
@@ -27,7 +27,7 @@ from .assemble import assemble
 from .rules.rule import RULES, Arguments
 from .statistics import Statistics
 from .statistics import read as read_statistics
-from .steps import CompositionRequest, Progress, compose_by_rule
+from .steps import CompositionRequest, compose_by_rule
 
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20
@@ -57,7 +57,7 @@ class CompositionRecipe:
     statistics: tuple[str, ...] = ()
     result: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the recipe as a JSON value."""
         return {
             "format": FORMAT,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import Arrays, LoRA, Method, Tensors
+from ..io import Json
 from ..lowrank import Factors, Loss
 from ..manifest import Sites
 from ..manifest import manifest as m
@@ -73,19 +74,17 @@ def build_composed(
     )
 
 
-def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:
+def truncation(losses: Mapping[str, Loss]) -> Json:
     """Returns the relative errors, of all sites together and of each, in the form that a manifest stores."""
     pooled = Loss(sum(loss.tail for loss in losses.values()), sum(loss.total for loss in losses.values()))
     return {"total": pooled.relative, "sites": {path: loss.relative for path, loss in losses.items()}}
 
 
-def describe_losses(
-    sites: Sequence[JointSite], losses: Mapping[str, Loss], left_out: Sequence[str]
-) -> dict[str, Any]:
+def describe_losses(sites: Sequence[JointSite], losses: Mapping[str, Loss], left_out: Sequence[str]) -> Json:
     """Returns what a lineage says of the cut: the errors at the sites, the sites without a rank, and the
     errors of approximating changes without a low rank before.
     """
-    details: dict[str, Any] = {"truncation": truncation(losses)}
+    details: Json = {"truncation": truncation(losses)}
     if left_out:
         details["left_out"] = list(left_out)
     if approximated := {joint.site.path: joint.loss for joint in sites if joint.loss.tail}:

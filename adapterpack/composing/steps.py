@@ -16,7 +16,7 @@ from ..adapter_methods import Method, Site, Tensors
 from ..adapter_methods.lora import lora
 from ..adapter_methods.nodes.composed import pack_config
 from ..errors import ConfigError, NonFinite, NothingToDo
-from ..io import in_order, one_thread_each, workers
+from ..io import Progress, in_order, one_thread_each, workers
 from ..lowrank import Cut, Factors, LeadingSpectrum, Loss
 from ..manifest import manifest as m
 from ..pack import Pack, descend
@@ -32,8 +32,6 @@ from .sites import JointSite, SiteValues, adapters_by_path, gather
 from .statistics import Statistics, of_packs
 from .truncate import cut_all, decompose_all, finite
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes of factors combined so far, and those in all."""
 Score = Callable[[Pack], float]
 """Scores a pack; higher is better."""
 BATCH = 1 << 20

@@ -15,6 +15,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import msgspec
 
 from ..errors import FormatError, StorageError, UnknownAdapter, Unsupported, require_among
+from ..io import Json
 
 Logprobs = dict[int, float]
 """Log-probabilities of the next token by its id: of the likeliest ones, and of others that were asked for."""
@@ -63,7 +64,7 @@ class Connection:
             {"Authorization": f"Bearer {key}"} if key else {}
         )
 
-    def send(self, path: str, kind: type[T], body: dict[str, Any] | None = None) -> T:
+    def send(self, path: str, kind: type[T], body: Json | None = None) -> T:
         """Posts a body, or gets a path without one, and returns the answer as a ``kind``.
 
         Raises:

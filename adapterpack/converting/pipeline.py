@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigError, FormatError, NothingToDo, Unsupported
 from ..hub import folder_of
-from ..io import SafetensorsFile, output_file, output_folder, refuse_existing, sha256_of
+from ..io import Json, SafetensorsFile, output_file, output_folder, refuse_existing, sha256_of
 from ..manifest import plain_name
 from ..pack import Pack
 from ..pack.on_base import rewritten_on
@@ -42,7 +41,7 @@ class Conversion:
     pack: Pack
     notes: Notes
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the conversion as ``convert --json`` prints it."""
         manifest = self.pack.manifest
         files = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..io import Json
 from ..notebook import Shown
 from .evaluation import EvaluationRow, Judgement
 from .measures import BootstrapEstimate, draw, estimate_of
@@ -34,7 +34,7 @@ class ModelFigures:
     gains: Mapping[str, BootstrapEstimate]
     judgement: Judgement
 
-    def answer(self, row: EvaluationRow, at: int) -> dict[str, Any]:
+    def answer(self, row: EvaluationRow, at: int) -> Json:
         """Returns the answer to the row at a place, as JSON values."""
         judged = self.judgement
         measures = {name: float(values[at]) for name, values in judged.rows.items()}
@@ -84,12 +84,12 @@ class Evaluated(Shown):
             for model in self.models
         }
 
-    def answers(self) -> Iterator[dict[str, Any]]:
+    def answers(self) -> Iterator[Json]:
         """Yields the answer of every model to every row, with the measures of that row."""
         for at, row in enumerate(self.rows):
             yield from (model.answer(row, at) for model in self.models)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns the figures, and the worst rows of each model, as JSON values."""
         return {
             "data": self.data,
@@ -102,7 +102,7 @@ class Evaluated(Shown):
             "trained_on": list(self.trained_on),
         }
 
-    def _model(self, model: ModelFigures) -> dict[str, Any]:
+    def _model(self, model: ModelFigures) -> Json:
         judged = model.judgement
         worst = np.argsort(-judged.badness, kind="stable")[:WORST]
         gains = {name: {"gain": gain._asdict()} for name, gain in model.gains.items()}

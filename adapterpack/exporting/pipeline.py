@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from ..bundle import Bundle, bundle_in, find_other_files, read_bundle, require_files
-from ..errors import ConfigError, FormatError, Unsupported
+from ..bundle import Bundle, bundle_in, read_bundle, refuse_other_files, require_files
+from ..errors import ConfigError, Unsupported
 from ..extras import needed_by
 from ..graph_passes import default_slot_name
 from ..io import copy_folder, output_folder, refuse_existing
@@ -144,12 +144,7 @@ def retarget(request: ExportRequest) -> Bundle:
         )
     target.require(bundle.mode, get_task(bundle.task))
     require_files(place, bundle, "cached")
-    if extra := find_other_files(place, bundle):
-        raise FormatError(
-            "a file in the bundle is not in its manifest",
-            where=place / extra[0],
-            remedy="remove it, or export again",
-        )
+    refuse_other_files(place, bundle)
     with output_folder(request.out) as root:
         folder = root / target.place(bundle)
         copy_folder(place, folder)

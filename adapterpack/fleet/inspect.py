@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..base import Checkpoint
 from ..errors import AdapterpackError
-from ..io import strict_json
+from ..io import Json, strict_json
 from ..pack.validate import NO_BASE
 from ..pack.validate.checks import Report, unreadable
 from .fleet import Fleet
 
 
-def inspect_fleet(path: Path) -> dict[str, Any]:
+def inspect_fleet(path: Path) -> Json:
     """Loads and verifies a fleet, and returns its summary as JSON values."""
     fleet = Fleet.load(path)
     manifest = fleet.manifest

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..io import strict_json
+from ..io import FrozenStruct, strict_json
 from .integrity import digests_in
 from .manifest import FEATURES, FORMAT_VERSION, MAX_BYTES
 from .structs import Base, Hex, MethodRef, PackFile, PackInfo, PackTask, Path
 
 
-class OutlinedGroup(msgspec.Struct, frozen=True, gc=False):
+class OutlinedGroup(FrozenStruct, gc=False):
     """What an outline tells of a group."""
 
     path: Path
@@ -24,7 +24,7 @@ class OutlinedGroup(msgspec.Struct, frozen=True, gc=False):
     method: MethodRef | None
 
 
-class Outline(msgspec.Struct, frozen=True):
+class Outline(FrozenStruct):
     """Some fields of :class:`~.manifest.Manifest`, with the same names and types."""
 
     pack: PackInfo

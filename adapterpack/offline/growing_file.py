@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import storage_errors
-from ..io import CAN_LOCK, hold_folder, keep_or_remove, open_own_file, refuse_existing, sync
+from ..io import CAN_LOCK, FrozenStruct, hold_folder, keep_or_remove, open_own_file, refuse_existing, sync
 from ..io.locks import lock_folder
 from ..readable import size
 
@@ -26,7 +26,7 @@ _SHOWN = 40
 _LOG = logging.getLogger(__name__)
 
 
-class OutputProgress(msgspec.Struct, frozen=True):
+class OutputProgress(FrozenStruct):
     """The progress of a job that ``began`` at a time, in seconds.
 
     ``inputs`` is the number of rows read, up to the ``line`` and the byte ``end`` of the input; ``rows`` is

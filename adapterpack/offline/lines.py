@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from ..errors import AdapterpackError, ConfigError, storage_errors
+from ..io import Json
 from ..io.strict_json import require_few_parts
 from ..library_errors import library_errors
 
@@ -27,7 +28,7 @@ class Line(NamedTuple):
 
     number: int
     end: int
-    row: dict[str, Any] | AdapterpackError
+    row: Json | AdapterpackError
 
 
 def is_request(row: object) -> bool:
@@ -72,14 +73,14 @@ def _read(file: IO[bytes], where: str) -> bytes:
         return file.readline(MAX_LINE + 1)
 
 
-def _row_of(text: bytes, where: str) -> dict[str, Any] | AdapterpackError:
+def _row_of(text: bytes, where: str) -> Json | AdapterpackError:
     try:
         return _row(text, where)
     except AdapterpackError as error:
         return error
 
 
-def _row(text: bytes, where: str) -> dict[str, Any]:
+def _row(text: bytes, where: str) -> Json:
     require_few_parts(text, where, 1 << 24)
     with library_errors(
         "json",

@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from ..errors import FormatError
+from ..io import FrozenStruct
 from .pack import Pack
 
 AUTO = "auto"
@@ -38,7 +39,7 @@ _MASS = 1.1
 """The most that shares add up to, by rounding."""
 
 
-class TextProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TextProfile(FrozenStruct, forbid_unknown_fields=True):
     """Tokens, ascending, each as ``256 * id + log_ratio`` (uint32, little-endian), and the score from which a
     text belongs.
     """

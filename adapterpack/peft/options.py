@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..adapter_methods import METHODS, Method, PeftConfig
 from ..errors import FormatError, Unsupported, excerpt, printable
-from ..io import read_file, strict_json
+from ..io import FrozenStruct, read_file, strict_json
 from ..manifest import manifest as m
 from ..resources import table
 
 _MAX_CONFIG = 4 << 20
 
 
-class KnownOptions(msgspec.Struct, frozen=True):
+class KnownOptions(FrozenStruct):
     """The contents of ``options.toml``."""
 
     said_by_tensors: frozenset[str]

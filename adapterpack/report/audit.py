@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from statistics import median_low
-from typing import Any
 
+from ..io import Json
 from ..readable import count, figure, number, percent
 from .chart import Chart, line_charts
-from .page import Card, render
+from .page import Card, Table, render
 
 _LISTED = 100
 """The most sites in the page's table."""
-Result = Mapping[str, Any]
 Matrix = Sequence[Sequence[float | None]]
-Table = tuple[list[str], list[list[str]]]
 
 
-def audit_report(result: Result) -> str:
+def audit_report(result: Json) -> str:
     """Writes what ``Audit.to_json()`` gives as one self-contained HTML page."""
     total = result["total"]
     verdict = result["verdict"]
@@ -63,7 +61,7 @@ def audit_report(result: Result) -> str:
     )
 
 
-def worst_sites(result: Result, most: int) -> Table:
+def worst_sites(result: Json, most: int) -> Table:
     """Lists the sites to look at first, and below them all sites together: for the page and for a
     terminal.
     """
@@ -77,7 +75,7 @@ def worst_sites(result: Result, most: int) -> Table:
     ]
     sites = sorted(result["sites"], key=lambda site: (-_concern(site), site["path"]))[:most]
 
-    def row(name: str, figures: Result, ranks: Sequence[float]) -> list[str]:
+    def row(name: str, figures: Json, ranks: Sequence[float]) -> list[str]:
         combined = figures["combined"]
         return [
             name,
@@ -96,7 +94,7 @@ def worst_sites(result: Result, most: int) -> Table:
     return columns, rows
 
 
-def screened_packs(result: Result) -> tuple[list[str], list[list[str]], str]:
+def screened_packs(result: Json) -> tuple[list[str], list[list[str]], str]:
     """Lists what the screen says of each pack, with a caption that says what it was compared with."""
     screen = result["screen"]
     rows = [
@@ -111,14 +109,14 @@ def screened_packs(result: Result) -> tuple[list[str], list[list[str]], str]:
     )
 
 
-def _concern(site: Result) -> float:
+def _concern(site: Json) -> float:
     """Returns the sort key of the sites: interference, or for a lone pack the size of the change."""
     if len(site["norms"]) > 1:
         return number(site["interference"]["relative"]) or 0.0
     return number(site["relative_norms"][0]) or number(site["norms"][0]) or 0.0
 
 
-def _pair_figures(figures: Result) -> list[str]:
+def _pair_figures(figures: Json) -> list[str]:
     overlap = [
         value for side in ("outputs", "inputs") if (value := _extreme(figures["overlap"][side])) is not None
     ]
@@ -140,7 +138,7 @@ def _extreme(matrix: Matrix, least: float = 0.0) -> float | None:
     return max(values, key=lambda value: abs(value - least), default=None)
 
 
-def _effective_rank(result: Result, index: int) -> float | None:
+def _effective_rank(result: Json, index: int) -> float | None:
     """Returns one pack's effective rank: the mean over its sites, weighted by energy."""
     spectra = [site["spectra"][index] for site in result["sites"]]
     energy = math.fsum(one["energy"] for one in spectra)
@@ -158,11 +156,11 @@ def share(value: object) -> str:
     return percent(value) if known is None or known >= 0.1 else f"{100 * known:.2g} %"
 
 
-def _names(result: Result) -> list[str]:
+def _names(result: Json) -> list[str]:
     return [str(pack["name"]) for pack in result["packs"]]
 
 
-def _cards(result: Result) -> list[Card]:
+def _cards(result: Json) -> list[Card]:
     total = result["total"]
     many = len(result["packs"]) > 1
     relative = number(total["combined"]["relative_norm"])
@@ -190,7 +188,7 @@ def _cards(result: Result) -> list[Card]:
     return cards
 
 
-def _changes(result: Result) -> Table:
+def _changes(result: Json) -> Table:
     """Builds a table with one row for each pack; omits columns that need a sum or a base where there is
     none.
     """
@@ -210,7 +208,7 @@ def _changes(result: Result) -> Table:
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def _pairs(result: Result) -> list[tuple[str, Table]]:
+def _pairs(result: Json) -> list[tuple[str, Table]]:
     """Builds a table for each figure, with its caption: one row and one column for each pack."""
     names = _names(result)
     total = result["total"]
@@ -248,7 +246,7 @@ def _pairs(result: Result) -> list[tuple[str, Table]]:
     ]
 
 
-def _spectra(result: Result) -> list[Chart]:
+def _spectra(result: Json) -> list[Chart]:
     """Charts the singular values of each pack, relative to the largest of their site: medians over the
     sites.
     """

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from ..io import Json
 from ..readable import size, things
-from .page import render
-
-Result = Mapping[str, Any]
+from .page import Table, render
 
 
-def bench_table(result: Result) -> tuple[list[str], list[list[str]]]:
+def bench_table(result: Json) -> Table:
     """Returns column names and rows: one row for each load.
 
     Example:
@@ -25,11 +21,11 @@ def bench_table(result: Result) -> tuple[list[str], list[list[str]]]:
     return columns, [_line(line, result["floor"]) for line in result["lines"]]
 
 
-def _decodes(result: Result) -> bool:
+def _decodes(result: Json) -> bool:
     return any(line["speed"] is not None for line in result["lines"])
 
 
-def _line(line: Result, floor: float) -> list[str]:
+def _line(line: Json, floor: float) -> list[str]:
     step = line["step"]
     read = f"{line['prompt_speed']:,.0f}"
     cells = [str(line["rows"]), line["adapters"], _milliseconds(line["first_token"]), read]
@@ -49,7 +45,7 @@ def _figure(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def bench_facts(result: Result) -> str:
+def bench_facts(result: Json) -> str:
     """Returns what was run, and the floor, in a sentence each."""
     new = f", {result['tokens']} new ones" if _decodes(result) else ""
     memory = "" if result["memory"] is None else f" The process had at most {size(result['memory'])}."
@@ -60,7 +56,7 @@ def bench_facts(result: Result) -> str:
     )
 
 
-def bench_report(result: Result, name: str) -> str:
+def bench_report(result: Json, name: str) -> str:
     """Writes what ``Bench.to_json()`` gives as one self-contained HTML page."""
     return render(
         "bench.html.jinja", title=f"Speed of {name}", about=bench_facts(result), table=bench_table(result)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from ..io import Json
 from ..readable import MISSING, figure, percent, size
-from .page import Card, render
+from .page import Card, Table, render
 
-Result = Mapping[str, Any]
 _RIGHT = {"text-generation": "exact match"}
 
 
-def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
+def comparison_table(result: Json) -> Table:
     """Returns column names and rows, one row for each form; omits columns that no form fills.
 
     Example:
@@ -36,7 +35,7 @@ def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
     return ["scheme", "adapter", *(name for name, _ in columns)], rows
 
 
-def list_left_out(result: Result) -> list[tuple[str, str]]:
+def list_left_out(result: Json) -> list[tuple[str, str]]:
     """Lists the forms that could not be made, with the reasons."""
     return [
         (f"{form['scheme']}, {form['way']}", form["reason"])
@@ -45,7 +44,7 @@ def list_left_out(result: Result) -> list[tuple[str, str]]:
     ]
 
 
-def comparison_report(result: Result) -> str:
+def comparison_report(result: Json) -> str:
     """Writes what ``Comparison.to_json()`` gives as one self-contained HTML page."""
     columns, rows = comparison_table(result)
     made = [form for form in result["forms"] if form["reason"] is None]
@@ -65,7 +64,7 @@ def comparison_report(result: Result) -> str:
     )
 
 
-def _cards(made: list[Result]) -> list[Card]:
+def _cards(made: list[Json]) -> list[Card]:
     first = made[0]
     others = made[1:]
     cards = [Card("float bundle", size(first["bytes"]), _quality(first))]
@@ -85,22 +84,22 @@ def _cards(made: list[Result]) -> list[Card]:
     return cards
 
 
-def _named(form: Result) -> str:
+def _named(form: Json) -> str:
     return str(form["scheme"]) if form["way"] == "float" else f"{form['scheme']} {form['way']}"
 
 
-def _quality(form: Result) -> str:
+def _quality(form: Json) -> str:
     return f"perplexity {_perplexity(form)}"
 
 
-def _perplexity(form: Result) -> str:
+def _perplexity(form: Json) -> str:
     """Formats the perplexity of a form with four digits, zeros among them."""
     return figure(form["perplexity"], "#.4g").rstrip(".")
 
 
-def _right(result: Result) -> str:
+def _right(result: Json) -> str:
     return _RIGHT.get(result["task"], "right labels")
 
 
-def _speed(form: Result) -> float:
+def _speed(form: Json) -> float:
     return float(form["decode"] if form["decode"] is not None else form["prefill"])

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..io import Json
 from ..readable import MISSING, figure, things
-from .page import render
+from .page import Table, render
 
-Result = Mapping[str, Any]
 _MOST_LABELS = 20
 """The most labels of a confusion map."""
 _LONGEST = 2000
 """The most characters of a text."""
 
 
-def evaluation_table(result: Result) -> tuple[list[str], list[list[str]]]:
+def evaluation_table(result: Json) -> Table:
     """Returns column names and rows: one row for each measure, one column for each model.
 
     Example:
@@ -30,7 +26,7 @@ def evaluation_table(result: Result) -> tuple[list[str], list[list[str]]]:
     return ["measure", *(model["name"] for model in models)], rows
 
 
-def evaluation_report(result: Result) -> str:
+def evaluation_report(result: Json) -> str:
     """Writes what ``Evaluated.to_json()`` gives as one self-contained HTML page."""
     models = result["models"]
     return render(
@@ -53,11 +49,11 @@ def seen_note(adapter: str) -> str:
     return f"{adapter} was trained on this data: how it answers to other rows is not measured"
 
 
-def _is_right(row: Result) -> bool:
+def _is_right(row: Json) -> bool:
     return bool(row["expected"]) and row["answer"] == row["expected"]
 
 
-def _figure(one: Result | None) -> str:
+def _figure(one: Json | None) -> str:
     if one is None or one["value"] is None:
         return MISSING
     if one["low"] is None:
@@ -65,14 +61,14 @@ def _figure(one: Result | None) -> str:
     return f"{figure(one['value'])} ({figure(one['low'])} to {figure(one['high'])}){_gain(one)}"
 
 
-def _gain(one: Result) -> str:
+def _gain(one: Json) -> str:
     gain = one.get("gain")
     if gain is None or gain["low"] is None:
         return ""
     return ", better" if gain["low"] > 0 else ", worse" if gain["high"] < 0 else ""
 
 
-def _confusion_map(model: Result) -> Json:
+def _confusion_map(model: Json) -> Json:
     """Returns the map of the labels that occur most, each cell with its count and its share of its row."""
     labels, counts = model["confusion"]["labels"], model["confusion"]["counts"]
     shown = sorted(sorted(range(len(labels)), key=lambda at: -sum(counts[at]))[:_MOST_LABELS])
@@ -90,7 +86,7 @@ def _confusion_map(model: Result) -> Json:
     }
 
 
-def _row(row: Result) -> list[tuple[str, str]]:
+def _row(row: Json) -> list[tuple[str, str]]:
     """Returns what the page shows of a row: names and texts."""
     measures = ", ".join(
         f"{name.replace('_', ' ')} {figure(value)}" for name, value in row["measures"].items()

@@ -23,6 +23,8 @@ _FIGURE = re.compile(
     rf"{MISSING}|–|[-<]? ?[\d.,]+(e[-+]?\d+)?( ?(%|[kMGT]?B|m?s|min \d+ s|times|million|billion))?"
 )
 _SHARE = re.compile(r"([\d.]+) %")
+Table = tuple[list[str], list[list[str]]]
+"""The names of the columns, and the rows."""
 
 
 class Card(NamedTuple):

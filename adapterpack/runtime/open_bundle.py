@@ -32,6 +32,7 @@ from ..bundle import (
     require_same,
 )
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, require_among
+from ..io import Json
 from ..onnx_graph import GraphFile, StoredTensor, require_safe, try_opening
 from ..pack import Pack
 from ..pack.validate import load, load_proved
@@ -220,16 +221,16 @@ class OpenBundle:
         return self.tokenizer.pad_id if self.has_tokenizer else 0
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """The model's ``config.json``."""
         return self._config("config.json")
 
     @property
-    def generation_config(self) -> dict[str, Any]:
+    def generation_config(self) -> Json:
         """The model's ``generation_config.json``, empty if it has none."""
         return self._config("generation_config.json")
 
-    def _config(self, name: str) -> dict[str, Any]:
+    def _config(self, name: str) -> Json:
         return self.once(name, lambda: read_object(self.folder / name))
 
     @property
@@ -361,7 +362,7 @@ class OpenBundle:
 
         return map_rows(recordings, inputs_of)
 
-    def transcript(self, ids: Sequence[int], timestamps: bool) -> dict[str, Any]:
+    def transcript(self, ids: Sequence[int], timestamps: bool) -> Json:
         """Returns ``text``, that of the ids of all frames by CTC, and with ``timestamps`` its words as
         ``chunks``, each with the seconds in which it is spoken.
 
@@ -371,7 +372,7 @@ class OpenBundle:
         letters = None if self.has_tokenizer else self.once("letters", lambda: Characters(self.folder))
         spoken = collapse(ids, int(self.config.get("pad_token_id") or 0))
         read = self.tokenizer.decode if letters is None else letters.text
-        answer: dict[str, Any] = {"text": read([number for number, _, _ in spoken])}
+        answer: Json = {"text": read([number for number, _, _ in spoken])}
         strides = self.config.get("conv_stride")
         if not timestamps:
             return answer

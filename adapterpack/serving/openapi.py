@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ..io import portable
+from ..io import Json, portable
 from ..version import VERSION
 from .openai import STREAM_TYPE
 from .route import RouteSpec
@@ -15,7 +15,7 @@ from .route import RouteSpec
 _PLACE = "#/components/schemas/{name}"
 
 
-def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
+def document(routes: Sequence[RouteSpec]) -> Json:
     """Returns the OpenAPI 3.1 document of these routes."""
     structs = [
         kind
@@ -25,7 +25,7 @@ def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
     ]
     references, components = msgspec.json.schema_components(structs, ref_template=_PLACE)
     by_struct = dict(zip(structs, references, strict=True))
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, Json] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_struct)
     return {
@@ -39,21 +39,19 @@ def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
     }
 
 
-def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "application/json": {"schema": {} if route.answer is None else by_struct[route.answer]}
-    }
+def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> Json:
+    content: Json = {"application/json": {"schema": {} if route.answer is None else by_struct[route.answer]}}
     if route.path == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
     if route.event is not None:
         content[STREAM_TYPE] = {"schema": _event([by_struct[route.event], by_struct[route.errors.struct]])}
-    answers: dict[str, Any] = {"200": {"description": route.summary, "content": content}}
+    answers: Json = {"200": {"description": route.summary, "content": content}}
     if route.access != "open":
         answers["default"] = {
             "description": "an error",
             "content": {"application/json": {"schema": by_struct[route.errors.struct]}},
         }
-    operation: dict[str, Any] = {
+    operation: Json = {
         "summary": route.summary,
         "responses": answers,
         "security": [] if route.access == "open" else [{"key": []}],
@@ -73,7 +71,7 @@ def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
     return operation
 
 
-def _event(data: list[Any]) -> dict[str, Any]:
+def _event(data: list[Any]) -> Json:
     """Returns the schema of a stream's events: JSON of one of these schemas, or the mark of the end."""
     written = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": data}}
     return {

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from ..errors import FormatError, nearest
 from ..http import HTTPError, body_of, fields_of, invalid_request
-from ..io import StrictStruct, strict_json, typed_json, without_none
+from ..io import Json, StrictStruct, strict_json, typed_json, without_none
 from ..pack import AUTO
 from ..runtime import first_ids
 from .adapters.adapter_control import AdapterControl
@@ -134,7 +134,7 @@ class RequestContext(NamedTuple):
                 refused.status, _CODES.get(refused.status, refused.name), refused.what, close=True
             ) from refused
         hints = get_type_hints(kind, include_extras=True)
-        given = dict[str, Any](fields)
+        given = Json(fields)
         for name in fields.keys() & hints.keys():
             with suppress(msgspec.ValidationError, UnicodeDecodeError):
                 if hints[name] is not bytes:
@@ -171,7 +171,7 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits, ignored: list[str] |
     return _as_struct(given, kind)
 
 
-def _as_struct(given: dict[str, Any], kind: type[T]) -> T:
+def _as_struct(given: Json, kind: type[T]) -> T:
     _require_known(given, kind)
     try:
         struct = msgspec.convert(given, kind)
@@ -190,7 +190,7 @@ def _client_fields() -> dict[str, str]:
     return {name: client for client, names in table.items() for name in names}
 
 
-def _require_known(given: dict[str, Any], kind: type[StrictStruct]) -> None:
+def _require_known(given: Json, kind: type[StrictStruct]) -> None:
     known = kind.__struct_encode_fields__
     for name in given:
         if name not in known:

@@ -38,7 +38,7 @@ def completions(
     ]
 
 
-def describe(completion: Any, session: TaskSession) -> dict[str, Any]:
+def describe(completion: Any, session: TaskSession) -> Result:
     """Returns the result for a completion, which is a ``Generation``."""
     return {
         "completion": completion.text,
@@ -50,7 +50,7 @@ def describe(completion: Any, session: TaskSession) -> dict[str, Any]:
     }
 
 
-def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
+def _sequences(sequences: Sequence[Any]) -> Result:
     """Returns the best sequences of a beam search, if there are several."""
     if len(sequences) < 2:
         return {}
@@ -62,12 +62,12 @@ def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _logprobs(choices: Sequence[Any] | None, session: TaskSession) -> dict[str, Any]:
+def _logprobs(choices: Sequence[Any] | None, session: TaskSession) -> Result:
     """Returns the tokens of an answer in the format of the OpenAI API, with their ids."""
     if choices is None:
         return {}
 
-    def entry(token: int, logprob: float) -> dict[str, Any]:
+    def entry(token: int, logprob: float) -> Result:
         return {"id": token, "token": session.tokenizer.decode([token]), "logprob": logprob}
 
     return {

@@ -52,7 +52,7 @@ class Work:
         self.touched: list[Adapted | SavedModule] = []
         self._constants: dict[int, tuple[np.ndarray, nn.Parameter]] = {}
 
-    def share(self, method: Method, shared: Mapping[str, np.ndarray]) -> None:
+    def share(self, method: Method, shared: Tensors) -> None:
         """Sets the parameters that all sites of a method share; call it before the method's first
         :meth:`adapter`.
         """

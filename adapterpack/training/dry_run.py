@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..hub import folder_of
+from ..io import Json
 from ..paths import StrPath
 from ..readable import seconds, size
 from ..tasks import get_task
@@ -54,7 +55,7 @@ def dry_run(
     rewards: Sequence[Reward] = (),
     tool: str | None = None,
     suggest: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Returns a report for each adapter, after reading the data, loading the model and attaching the fresh
     adapter.
 
@@ -67,7 +68,7 @@ def dry_run(
 
 
 @in_batches_that_fit
-def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
+def _report(config: TrainConfig, rewards: Sequence[Reward]) -> Json:
     """Returns the report of one adapter."""
     base = folder_of(config.model_name_or_path)
     task = get_task(config.task)
@@ -115,7 +116,7 @@ def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
     }
 
 
-def _facts_of(extended: ExtendedBase) -> dict[str, Any]:
+def _facts_of(extended: ExtendedBase) -> Json:
     """Describes the base with more tokens that the training would write."""
     return {
         "folder": str(extended.folder),
@@ -192,7 +193,7 @@ def _length(row: Row, tokenizer: Any, config: TrainConfig) -> int:
     )
 
 
-def _parts(row: Row) -> list[dict[str, Any]]:
+def _parts(row: Row) -> list[Json]:
     """Returns a row that is not a single text, column by column."""
     return [
         {"text": f"{key}: {'...' if callable(value) else value} ", "learned": key == "labels"}
@@ -201,7 +202,7 @@ def _parts(row: Row) -> list[dict[str, Any]]:
     ]
 
 
-def _decode(row: Row, reader: Any) -> list[dict[str, Any]]:
+def _decode(row: Row, reader: Any) -> list[Json]:
     """Returns an encoded row as parts of text, each marked as learned or not; a label or answer for the row
     comes last.
     """

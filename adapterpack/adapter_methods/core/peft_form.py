@@ -56,9 +56,7 @@ class PeftContent(NamedTuple):
         """Returns the content with another config, which differs by these fields."""
         return self._replace(config=replace(self.config, **changes))
 
-    def change_sites(
-        self, change: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-    ) -> PeftContent:
+    def change_sites(self, change: Callable[[Tensors], Tensors]) -> PeftContent:
         """Returns the content with the tensors that ``change`` makes of those of each site."""
         return self._replace(sites={path: change(params) for path, params in self.sites.items()})
 

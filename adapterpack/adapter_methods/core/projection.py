@@ -17,7 +17,7 @@ import numpy as np
 from .base import Shared, Storage, require_widths
 from .config import PositiveInt, Seed, SiteConfig
 from .peft_form import PeftContent
-from .site import Shape, Site
+from .site import Arrays, Shape, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Projection(NamedTuple):
     shapes: Callable[[Any], tuple[Shape, ...]]
     make: Callable[[Any], tuple[np.ndarray, ...]]
 
-    def constants(self, cfg: Any, site: Site) -> dict[str, np.ndarray]:
+    def constants(self, cfg: Any, site: Site) -> Arrays:
         """Returns the pair, or nothing if the pack stores it; every site of an adapter gets the same
         arrays.
         """

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import FormatError
+from ...io import Config
 from .. import Checkpoint
 from ..quantization import settings
-from ..renamings import Config
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with, unreadable
 from .fp8 import tile_of, tile_weight
 from .grid import Grid, Groups, integers

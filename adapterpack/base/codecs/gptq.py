@@ -13,9 +13,9 @@ import math
 import numpy as np
 
 from ...errors import FormatError
+from ...io import Config
 from .. import Checkpoint
 from ..quantization import settings
-from ..renamings import Config
 from .base import SCALES, WORDS, Codec, ModuleTensors, Weight, modules_with, unreadable
 from .grid import Grid, Groups, fixed_zero, integers
 from .layout import CodeLayout, PartLayout

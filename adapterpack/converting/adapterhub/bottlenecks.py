@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ...adapter_methods import Arrays, Site, Tensors, check_shapes, get, shapes_of
 from ...errors import FormatError, Unsupported, excerpt
+from ...io import FrozenStruct
 from ...manifest import MethodSites
 from ...resources import table
 from .. import finite_number
@@ -24,7 +24,7 @@ from .settings import Settings, require_settings, setting
 Sites = dict[Site, tuple[Any, Arrays]]
 
 
-class BottleneckNames(msgspec.Struct, frozen=True):
+class BottleneckNames(FrozenStruct):
     """The contents of ``bottlenecks.toml``."""
 
     free: frozenset[str]

@@ -7,10 +7,11 @@ from __future__ import annotations
 import msgspec
 
 from ...errors import Unsupported, printable
+from ...io import FrozenStruct
 from ...resources import table
 
 
-class Family(msgspec.Struct, frozen=True):
+class Family(FrozenStruct):
     """One layout of layers. ``blocks`` maps the suffixes of AdapterHub's places of bottlenecks to those of
     adapterpack's sites; the last one is the feed-forward's.
 
@@ -37,7 +38,7 @@ class Family(msgspec.Struct, frozen=True):
         return None
 
 
-class Families(msgspec.Struct, frozen=True):
+class Families(FrozenStruct):
     """The contents of ``families.toml``."""
 
     models: dict[str, tuple[str, str]]

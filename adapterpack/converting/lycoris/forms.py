@@ -19,13 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import Site, check_shapes, get
+from ...adapter_methods import Arrays, Site, Tensors, check_shapes, get
 from ...adapter_methods.loha import with_kernel
 from ...errors import BaseMismatch, FormatError, Unsupported, printable
 from .. import check_pair, drop_targets, tensor_number
 from .kronecker import split_kronecker
-
-Tensors = Mapping[str, np.ndarray]
 
 
 class LycorisLayer(NamedTuple):
@@ -70,7 +68,7 @@ class LycorisReading(NamedTuple):
     method: str | None = None
     site: Site | None = None
     config: Any = None
-    params: Mapping[str, np.ndarray] | None = None
+    params: Tensors | None = None
 
 
 class LycorisForm(NamedTuple):
@@ -116,7 +114,7 @@ def _flat(value: np.ndarray) -> np.ndarray:
 
 
 def _check(
-    method: str, layer: LycorisLayer, rows: int, columns: int, params: dict[str, np.ndarray], **settings: Any
+    method: str, layer: LycorisLayer, rows: int, columns: int, params: Arrays, **settings: Any
 ) -> LycorisReading:
     """Returns a site of ``[rows, columns]`` matrices, with the settings of its config, after checking the
     shapes.

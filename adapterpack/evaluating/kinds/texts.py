@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
+from ...io import Json
 from ...quantizing.comparing.figures import same
 from ...runtime import Session
 from ...tasks.conversations.encoding import cut_up, join, pieces_of, require_end
@@ -38,7 +39,7 @@ _SPARE, _LONGEST = 8, 512
 
 def encode(
     conversation: Conversation, model: EvaluatedModel, place: object, continuous: bool = False
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Returns the encoded parts of a conversation, as training reads them: one, or as many as a
     ``continuous`` text fills.
 
@@ -108,10 +109,10 @@ def _read_seen(rows: Any, report: DataReport) -> RowReader:
     return read_rows(without_parts(rows), report, read)
 
 
-def _with_files(text: str, files: Iterator[str | bytes]) -> str | list[dict[str, Any]]:
+def _with_files(text: str, files: Iterator[str | bytes]) -> str | list[Json]:
     """Returns the content of a message: a text, or its parts where it has places of pictures."""
     first, *others = text.split(PLACE)
-    parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
+    parts: list[Json] = [{"type": "text", "text": first}]
     for other in others:
         parts += [{"type": "image", "image": next(files, None)}, {"type": "text", "text": other}]
     return parts if others else text

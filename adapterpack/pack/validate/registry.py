@@ -57,11 +57,3 @@ HEADER_CHECKS: tuple[Check, ...] = (
 """The checks that need only a tensor's name, dtype and shape, for packs of which only the headers are
 available.
 """
-
-
-def rules_table() -> str:
-    """Returns the rules as the Markdown table in docs/validator.md."""
-    head = "| rule | severity | what must hold | what to do |\n| --- | --- | --- | --- |\n"
-    return head + "".join(
-        f"| {rule.id} | {rule.severity} | {rule.holds} | {rule.fix} |\n" for rule in sorted(RULES.values())
-    )

@@ -20,17 +20,17 @@ from ...bundle import (
     MappedSite,
     SiteMap,
     VerificationCache,
-    find_other_files,
     graph_file,
     graphs_of,
     manifest_bytes,
     read_bundle,
+    refuse_other_files,
     require_files,
     sites_in,
 )
 from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder, with_report
-from ...errors import FormatError, NothingToDo, ParityError
+from ...errors import NothingToDo, ParityError
 from ...graph_passes import share_bytes, unstack_experts
 from ...io import Json, copy_folder, output_folder
 from ...onnx_graph import int8_columns, make_fast
@@ -71,12 +71,7 @@ def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundl
     proofs = VerificationCache(manifest_bytes(source))
     for part in graphs_of(bundle):
         require_openable(Path(source), bundle, proofs, part)
-    if extra := find_other_files(source, bundle):
-        raise FormatError(
-            "a file in the bundle is not in its manifest",
-            where=source / extra[0],
-            remedy="remove it, or export again",
-        )
+    refuse_other_files(source, bundle)
     with output_folder(out) as folder:
         copy_folder(Path(source), folder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # the signature covers the old bytes

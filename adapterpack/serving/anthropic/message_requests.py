@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ...io import ClosedStruct, Misfit, PositiveWhole, breaches_inside
+from ...io import ClosedStruct, Json, Misfit, PositiveWhole, breaches_inside
 from ..openai import (
     CacheSalt,
     CalledFunction,
@@ -65,14 +65,14 @@ class ContentBlock(ClosedStruct):
     source: ImageSource | None = None
     id: Annotated[str, Meta(max_length=256)] | None = None
     name: Name | None = None
-    input: dict[str, Any] | None = None
+    input: Json | None = None
     tool_use_id: Annotated[str, Meta(max_length=256)] | None = None
     content: str | list[ContentBlock] | None = None
     # without an effect:
     is_error: bool | None = None
-    cache_control: dict[str, Any] | None = None
+    cache_control: Json | None = None
     citations: list[Any] | None = None
-    caller: dict[str, Any] | None = None
+    caller: Json | None = None
     thinking: str | None = None
     signature: str | None = None
     data: str | None = None
@@ -129,11 +129,11 @@ class MessageTool(ClosedStruct):
     """A function that the model may call."""
 
     name: Name
-    input_schema: dict[str, Any]
+    input_schema: Json
     description: str | None = None
     type: Annotated[Literal["custom"], Meta(extra=_OWN_TOOLS)] | None = None
     strict: bool | None = None
-    cache_control: dict[str, Any] | None = None  # without an effect
+    cache_control: Json | None = None  # without an effect
 
 
 class MessageToolChoice(ClosedStruct):
@@ -157,7 +157,7 @@ class OutputFormat(ClosedStruct):
     """An answer that matches a JSON schema."""
 
     type: Literal["json_schema"]
-    schema: dict[str, Any]
+    schema: Json
 
 
 class OutputConfig(ClosedStruct):
@@ -177,7 +177,7 @@ class MessagesPrompt(ClientRequest, kw_only=True):
     tool_choice: MessageToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    cache_control: dict[str, Any] | None = None  # without an effect
+    cache_control: Json | None = None  # without an effect
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for invalid messages and tools."""
@@ -240,7 +240,7 @@ class MessagesRequest(MessagesPrompt, kw_only=True):
     priority: Priority | None = None
     cache_salt: CacheSalt | None = None
     # without an effect:
-    metadata: dict[str, Any] | None = None
+    metadata: Json | None = None
     service_tier: str | None = None
 
     def chat(self) -> ChatRequest:

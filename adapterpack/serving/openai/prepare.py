@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from ...errors import AdapterpackError, ConfigError
 from ...http import HTTPError, invalid_request
+from ...io import Json
 from ...pack import Pack
 from ...runtime import CallReader, DecoderEngine, is_prompt, prompt_ids, see
 from ...runtime.adapters import Mix
@@ -114,7 +115,7 @@ class Preparer:
             )
         return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, family, self._limits)
 
-    def _with_tools(self, given: dict[str, Any], tools: ToolUse) -> dict[str, Any]:
+    def _with_tools(self, given: Json, tools: ToolUse) -> Json:
         """Adds the parameters that the tools of a request need. A JSON schema then applies to answers without
         a call.
 
@@ -199,9 +200,7 @@ class Preparer:
             raise ConfigError("a prompt has no tokens", where="prompt")
         return ids
 
-    def _samplings(
-        self, body: Sampled, prompts: Sequence[Sequence[int]], given: dict[str, Any]
-    ) -> list[Sampling]:
+    def _samplings(self, body: Sampled, prompts: Sequence[Sequence[int]], given: Json) -> list[Sampling]:
         """Returns the parameters for each prompt's rows, which differ in the room that the prompt leaves for
         an answer.
         """

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...http import invalid_request
-from ...io import ClosedStruct, Misfit, PositiveWhole, Whole, breaches_inside, without_none
+from ...io import ClosedStruct, Json, Misfit, PositiveWhole, Whole, breaches_inside, without_none
 from ...runtime.adapters import LARGEST, MOST
 from ...runtime.media import DATA
 from ..tenants import ServerLimits
@@ -56,7 +56,7 @@ class Schema(ClosedStruct):
     """A JSON schema. It is always enforced, whatever ``strict`` says."""
 
     name: str
-    schema_: dict[str, Any] = field(name="schema", default_factory=dict)
+    schema_: Json = field(name="schema", default_factory=dict)
     strict: bool | None = None
     description: str | None = None
 
@@ -70,7 +70,7 @@ class JsonSchema(ClosedStruct, tag="json_schema", tag_field="type"):
 class Structured(ClosedStruct):
     """A constrained answer in the form of vLLM's API: one of these fields."""
 
-    json: dict[str, Any] | str | None = None
+    json: Json | str | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
@@ -142,7 +142,7 @@ class Sampled(TextRequest, kw_only=True):
     stream_options: StreamOptions | None = None
     response_format: PlainText | JsonObject | JsonSchema | None = None
     structured_outputs: Structured | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: Json | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
@@ -183,7 +183,7 @@ class Sampled(TextRequest, kw_only=True):
         """The number of likely tokens to list at each position, or None for no log-probabilities."""
         raise NotImplementedError
 
-    def parameters(self, limits: ServerLimits) -> dict[str, Any]:
+    def parameters(self, limits: ServerLimits) -> Json:
         """Returns the sampling parameters of the request, by the names of :class:`.Sampling`.
 
         Raises:
@@ -301,9 +301,9 @@ class Message(ClosedStruct):
         parts = self.content if isinstance(self.content, list) else ()
         return sum(part.type == "image_url" for part in parts)
 
-    def render(self) -> dict[str, Any]:
+    def render(self) -> Json:
         """Returns the message in the form that chat templates take; with images its content is parts."""
-        content: str | list[dict[str, Any]]
+        content: str | list[Json]
         if self.images:
             content = [
                 {"type": part.type, part.type: part.text if part.image_url is None else part.image_url.url}
@@ -338,7 +338,7 @@ class ChatRequest(Sampled, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Json | None = None
     reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -372,7 +372,7 @@ class ChatRequest(Sampled, kw_only=True):
         ]
 
     @property
-    def template_values(self) -> dict[str, Any]:
+    def template_values(self) -> Json:
         """What the chat template gets beside messages and tools."""
         given = {
             "reasoning_effort": self.reasoning_effort,
@@ -384,7 +384,7 @@ class ChatRequest(Sampled, kw_only=True):
             "continue_final_message": bool(self.continue_final_message),
         }
 
-    def conversation(self) -> list[dict[str, Any]]:
+    def conversation(self) -> list[Json]:
         """Returns the messages in the form that chat templates take. A tool's message gets the name of the
         tool that was called.
         """

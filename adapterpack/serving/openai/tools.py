@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from ...errors import FormatError
 from ...http import HTTPError, invalid_request
-from ...io import ClosedStruct, Misfit, strict_json
+from ...io import ClosedStruct, Json, Misfit, strict_json
 from ...runtime import CallReader
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
@@ -31,7 +31,7 @@ class Function(ClosedStruct):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Json | None = None
     strict: bool | None = None
 
 
@@ -41,7 +41,7 @@ class FunctionTool(ClosedStruct):
     type: Literal["function"]
     function: Function
 
-    def for_template(self) -> dict[str, Any]:
+    def for_template(self) -> Json:
         """Returns the tool in the form that chat templates take."""
         function = {
             "name": self.function.name,
@@ -92,7 +92,7 @@ class InputCall(ClosedStruct):
             if not isinstance(value, dict):
                 yield Misfit("/function/arguments", "the arguments of a call are a JSON object")
 
-    def for_template(self) -> dict[str, Any]:
+    def for_template(self) -> Json:
         """Returns the call in the form that chat templates take, with its arguments as a mapping."""
         function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
         return {"id": self.id, "type": "function", "function": function}
@@ -111,9 +111,7 @@ class ToolUse:
         """Makes the reader of calls for one answer."""
         return CallReader(self.family, {tool.name for tool in self.tools}, 1 if self.one else None)
 
-    def parameters(
-        self, token: Callable[[str], int | None], form: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
+    def parameters(self, token: Callable[[str], int | None], form: Mapping[str, Any] | None) -> Json:
         """Returns the sampling parameters that enforce it. ``token`` returns the id of a special token. An
         answer without a call matches the schema ``form``, if there is one.
 
@@ -126,7 +124,7 @@ class ToolUse:
                 "leave out the form, or the tools",
                 "tools",
             )
-        given: dict[str, Any] = {"skip_special_tokens": False}  # the marks of calls may be special tokens
+        given: Json = {"skip_special_tokens": False}  # the marks of calls may be special tokens
         if self.must or form is not None or any(tool.strict for tool in self.tools):
             given["grammar"] = grammar_of(
                 self.family, self.tools, free=not self.must, several=not self.one, token=token, form=form

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import msgspec
 
 from ...errors import ConfigError
+from ...io import FrozenStruct
 from ..data import Row
 
 
-class WrittenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WrittenPrompt(FrozenStruct, forbid_unknown_fields=True):
     """The text of a prompt, in which ``{column}`` is what a row has there.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...adapter_methods import Acts
+from ...adapter_methods import Acts, Arrays
 from ...errors import NothingToDo
 from ...manifest import Canary
 from ...pack import Pack, canary
@@ -28,7 +28,7 @@ TensorFloat32's, or bfloat16's.
 """
 
 Rows = list[np.ndarray]
-Outputs = list[dict[str, np.ndarray]]
+Outputs = list[Arrays]
 
 
 def make_canary(model: nn.Module, name: str) -> Canary | None:

@@ -152,12 +152,11 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     def __init__(
         self,
         progress: Callable[[Step], None] | None = None,
-        losses: list[float] | None = None,
         name: str = "",
         divergence: Divergence | None = None,
     ) -> None:
         self.progress = progress
-        self.losses = list(losses or ())
+        self.losses: list[float] = []
         self.name = name
         self._divergence = divergence or Divergence(fails=False)
         self._loss: Any = 0.0
