@@ -1,5 +1,5 @@
-"""Steps and prompts with an operator of adapterpack's own and without it, that for LoRAs or that for attention:
-rows without an adapter, with one, and with another each.
+"""Steps and prompts with an operator of adapterpack's own and without it, that for LoRAs, for attention or for
+quantized products: rows without an adapter, with one, and with another each.
 
 Every contestant is a process of its own, since idle threads of one session take time from another, and a batch of
 rows in the middle of decoding. They make a few steps in turn; the first of each turn is not counted. Mixed rows take
@@ -7,7 +7,7 @@ the adapters by turns.
 
     python benchmarks/operators.py bundle --adapters packs/* --rows 1 8 32
     python benchmarks/operators.py bundle --adapters packs/* --operator attention --rows 8 --context 4000 --json
-    python benchmarks/operators.py bundle --adapters packs/* --operator attention --kinds prompt --prompt 1024
+    python benchmarks/operators.py bundle --adapters packs/* --operator products --kinds none prompt --rows 1 8
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from statistics import median
 
 from engine import CONTEXT, prefilling, stepping
 
-from adapterpack._native import ragged_attention, row_lora
+from adapterpack._native import quantized_matmul, ragged_attention, row_lora
 from adapterpack.runtime.engine.engine import DecoderEngine
 
 STEPS = 6
 KINDS = ("none", "one", "mixed", "prompt")
-OPERATORS = {"lora": row_lora, "attention": ragged_attention}
+OPERATORS = {"lora": row_lora, "attention": ragged_attention, "products": quantized_matmul}
 
 
 def contestant(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-MODULES = {"_lowrank": "fast", "_row_lora": "off", "_ragged_attention": "off"}
+MODULES = {"_lowrank": "fast", "_row_lora": "off", "_ragged_attention": "off", "_quantized_matmul": "off"}
 """The modules, and whether multiplications and additions are fused in them: each source says how it
 rounds.
 """

@@ -12,6 +12,10 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -22,21 +26,29 @@
 #define TEXT(x) TEXT_(x)
 
 #define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")))
+#define AVX512VNNI_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,popcnt")))
 #define AVX2_TARGET __attribute__((target("avx2,fma,f16c,popcnt")))
+#define DOTPROD_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 
-/* Whether this processor has an instruction set: avx512 or avx2 of x86_64, neon of aarch64, or plain, which all have. */
+/* Whether this processor has an instruction set: avx512vnni, avx512 or avx2 of x86_64, dotprod or neon of aarch64, or plain, which all have. */
 static int runs_here(const char *name) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     /* whatever has AVX2 has F16C, for which clang has no name here */
     const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
     if (!strcmp(name, "avx2")) return avx2;
-    if (!strcmp(name, "avx512"))
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl");
+    const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl");
+    if (!strcmp(name, "avx512")) return avx512;
+    if (!strcmp(name, "avx512vnni")) return avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
 #if defined(__aarch64__)
     if (!strcmp(name, "neon")) return 1;
+#if defined(__linux__)
+    if (!strcmp(name, "dotprod")) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    if (!strcmp(name, "dotprod")) return 1; /* every processor of Apple's that runs macOS has it */
+#endif
 #endif
     return !strcmp(name, "plain");
 }
@@ -69,7 +81,7 @@ static PyObject *names_of(const void *table, size_t size) {
 __attribute__((unused)) static int view(PyObject *object, Py_buffer *buffer, const char *what, int flags, const char *formats, int axes, Py_ssize_t numbers) {
     if (PyObject_GetBuffer(object, buffer, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return 0;
     const char *format = buffer->format ? buffer->format : "B";
-    const Py_ssize_t size = strchr("He", format[0]) ? 2 : format[0] == 'f' ? 4 : 8;
+    const Py_ssize_t size = format[0] == 'B' ? 1 : strchr("He", format[0]) ? 2 : format[0] == 'f' ? 4 : 8;
     if (format[0] && !format[1] && strchr(formats, format[0]) && buffer->itemsize == size && (!axes || buffer->ndim == axes) &&
         (numbers < 0 || buffer->len == numbers * size))
         return 1;

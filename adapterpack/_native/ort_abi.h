@@ -56,7 +56,7 @@ struct ort_operator {
 INLINE ort_status failed(ort_api api, const char *message) { return ort_fail(api)(ORT_INVALID_ARGUMENT, message); }
 
 /* The lengths and the numbers of an input; NULL in place of them where an optional one is left out, and `wrong` where it has other axes. */
-static ort_status taken(ort_api api, const void *context, size_t index, size_t axes, int64_t *lengths, void **data, const char *wrong) {
+__attribute__((unused)) static ort_status taken(ort_api api, const void *context, size_t index, size_t axes, int64_t *lengths, void **data, const char *wrong) {
     const void *value = NULL;
     void *shape;
     size_t count = 0;

@@ -59,6 +59,7 @@ from .products import is_fast as is_fast
 from .products import make_fast as make_fast
 from .products import packs_codes as packs_codes
 from .quantized import near_rows as near_rows
+from .quantized_nodes import replace_products as replace_products
 from .rows import cast as cast
 from .rows import in_order as in_order
 from .sandboxed_check import problems as problems

@@ -35,6 +35,11 @@ def is_fast(graph: Path | ir.Model) -> bool | None:
     return any(fast) if fast else None
 
 
+def fast_products(model: ir.Model) -> list[ir.Node]:
+    """The ``MatMulNBits`` of a graph that round their activations."""
+    return [node for node in _products(model) if node.attributes.get_int(_LEVEL, _EXACT) == _FAST]
+
+
 def packs_codes(model: ir.Model) -> bool:
     """Whether a few runs of a graph have its codes prepacked: quantized products are quick with prepacked
     weights alone, but these are a second copy of the codes in memory.

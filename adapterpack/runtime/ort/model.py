@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..._native import ragged_attention, row_lora
+from ..._native import quantized_matmul, ragged_attention, row_lora
 from ...bundle import DECODER, ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
@@ -22,6 +22,7 @@ from ...onnx_graph import (
     packs_codes,
     replace_attention,
     replace_lora,
+    replace_products,
 )
 from ...slots import DEFAULT
 from ...tasks import AXES
@@ -58,7 +59,8 @@ class OrtModel:
     where that was compiled: ``lora`` are the paths of these layers in the order of their numbers, and
     ``halves`` says whether their factors are held in float16, as where activations are rounded to int8.
     ``ragged`` says whether another operator computes the attention, for which the inputs name each token's
-    row and position.
+    row and position. In every graph a third one multiplies by quantized weights where activations are rounded;
+    the session holds these weights itself.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
@@ -76,6 +78,7 @@ class OrtModel:
         self.ragged = False
         self.lora = list[str]()
         self.halves = False
+        self._weights = list[quantized_matmul.HeldWeight]()
         options = resolved.session_options()
         with self._opening(resolved):
             self._ort = resolved.open(self._form(options, part, mapped), options)
@@ -131,15 +134,21 @@ class OrtModel:
                 form = ir.to_proto(model).SerializeToString()
         if self.dtype == BFLOAT16.name and on_cpu:
             form = computing_wide(self.path)
-        elif on_cpu and part == DECODER and not mapped:
+        elif on_cpu and not mapped:
             model = ir.load(self.path)
-            self.lora = replace_lora(model) if row_lora.LIBRARY else []
-            self.halves = bool(self.lora and is_fast(model))
-            self.ragged = bool(ragged_attention.LIBRARY and replace_attention(model))
-            for library, used in ((row_lora.LIBRARY, self.lora), (ragged_attention.LIBRARY, self.ragged)):
-                if used:
-                    options.register_custom_ops_library(library)
-                    form = ir.to_proto(model).SerializeToString()
+            if part == DECODER:
+                self.lora = replace_lora(model) if row_lora.LIBRARY else []
+                self.halves = bool(self.lora and is_fast(model))
+                self.ragged = bool(ragged_attention.LIBRARY and replace_attention(model))
+            self._weights = replace_products(model) if quantized_matmul.LIBRARY else []
+            used = {
+                row_lora.LIBRARY: self.lora,
+                ragged_attention.LIBRARY: self.ragged,
+                quantized_matmul.LIBRARY: self._weights,
+            }
+            for library in [library for library, there in used.items() if there]:
+                options.register_custom_ops_library(library)
+                form = ir.to_proto(model).SerializeToString()
         if isinstance(form, bytes):
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(self.path.parent)
