@@ -81,6 +81,7 @@ static PyObject *names_of(const void *table, size_t size) {
 __attribute__((unused)) static int view(PyObject *object, Py_buffer *buffer, const char *what, int flags, const char *formats, int axes, Py_ssize_t numbers) {
     if (PyObject_GetBuffer(object, buffer, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return 0;
     const char *format = buffer->format ? buffer->format : "B";
+    format += *format == '<'; /* the order of bytes here, which arrays from files name */
     const Py_ssize_t size = format[0] == 'B' ? 1 : strchr("He", format[0]) ? 2 : format[0] == 'f' ? 4 : 8;
     if (format[0] && !format[1] && strchr(formats, format[0]) && buffer->itemsize == size && (!axes || buffer->ndim == axes) &&
         (numbers < 0 || buffer->len == numbers * size))
