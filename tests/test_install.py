@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import adapterpack
-from adapterpack._native import build, lowrank, row_lora
+from adapterpack._native import build, lowrank, quantized_matmul, ragged_attention, row_lora
 
 pytestmark = pytest.mark.fast
 
@@ -153,7 +153,8 @@ def can_compile() -> bool:
 def test_the_kernels_are_compiled_where_a_compiler_is() -> None:
     """So that no test passes over a kernel that was forgotten, or is of other sources."""
     if can_compile():
-        assert lowrank.COMPILED and row_lora.LIBRARY, "compile them: python adapterpack/_native/build.py"
+        kernels = (lowrank.COMPILED, row_lora.LIBRARY, ragged_attention.LIBRARY, quantized_matmul.LIBRARY)
+        assert all(kernels), "compile them: python adapterpack/_native/build.py"
 
 
 @pytest.fixture(scope="module")

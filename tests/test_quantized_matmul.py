@@ -217,11 +217,14 @@ def test_weights_that_nobody_holds_are_refused(kernel: ModuleType) -> None:
     ids=str,
 )
 def test_other_weights_are_refused(kernel: ModuleType, changes: dict[str, Any]) -> None:
-    right = dict(
-        codes=np.zeros((40, 2, 16), np.uint8), scales=np.zeros((40, 2), np.float32), zeros=None, bias=None
-    )
+    right: dict[str, Any] = {
+        "codes": np.zeros((40, 2, 16), np.uint8),
+        "scales": np.zeros((40, 2), np.float32),
+        "zeros": None,
+        "bias": None,
+    }
     with pytest.raises((TypeError, ValueError)):
-        HeldWeight(**right | dict(width=64, block=32, bits=4) | changes)
+        HeldWeight(**right | {"width": 64, "block": 32, "bits": 4} | changes)
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
@@ -257,9 +260,7 @@ def test_an_engine_answers_as_without_the_operator(
     assert np.abs(one - other).max() < 0.02
 
 
-def test_a_file_with_such_a_name_is_left_alone(
-    kernel: ModuleType, base_of: Make, tmp_path: Path
-) -> None:
+def test_a_file_with_such_a_name_is_left_alone(kernel: ModuleType, base_of: Make, tmp_path: Path) -> None:
     """A stranger's graph cannot call the operator, and exact products stay exact."""
     export(base_of("llama"), [], tmp_path / "bundle", quantize="int4")
     model = ir.load(tmp_path / "bundle" / f"{DECODER}.onnx")

@@ -1,5 +1,5 @@
-"""Products with weights in 4 or 8 bits, whose activations are rounded to int8, in one operator of ONNX Runtime,
-``QuantizedMatMul``.
+"""Products with weights in 4 or 8 bits, whose activations are rounded to int8, as one operator of ONNX
+Runtime, ``QuantizedMatMul``.
 
 It is there where it was built (see :mod:`.build`) and the processor has an instruction set that it is written
 for. A row's numbers are the same bits whatever rows go together.
@@ -20,10 +20,10 @@ DOMAIN, OPERATOR = "adapterpack.products", "QuantizedMatMul"
 class HeldWeight:
     """Holds a copy of a weight, laid out for the operator, under a ``number`` by which it finds it.
 
-    ``codes`` are uint8 ``[out, blocks, block * bits / 8]``, of 4 bits the lower half of a byte first; ``scales``
-    float32 ``[out, blocks]``; ``zeros`` the codes of 0 in as many bits, each row of them whole bytes, or None
-    where that is 2^(bits - 1); ``bias`` float32 ``[out]`` or None; ``width`` is the length of a row before the
-    last block was filled up.
+    ``codes`` are uint8 ``[out, blocks, block * bits / 8]``, of 4 bits the lower half of a byte first;
+    ``scales`` float32 ``[out, blocks]``; ``zeros`` the codes of 0 in as many bits, each row of them whole
+    bytes, or None where that is 2^(bits - 1); ``bias`` float32 ``[out]`` or None; ``width`` is the length of
+    a row before the last block was filled up.
 
     Raises:
         ValueError: the arrays do not belong together, or the operator has no such bits or block.

@@ -36,7 +36,7 @@ def is_fast(graph: Path | ir.Model) -> bool | None:
 
 
 def fast_products(model: ir.Model) -> list[ir.Node]:
-    """The ``MatMulNBits`` of a graph that round their activations."""
+    """Returns the ``MatMulNBits`` of a graph that round their activations."""
     return [node for node in _products(model) if node.attributes.get_int(_LEVEL, _EXACT) == _FAST]
 
 

@@ -59,8 +59,8 @@ class OrtModel:
     where that was compiled: ``lora`` are the paths of these layers in the order of their numbers, and
     ``halves`` says whether their factors are held in float16, as where activations are rounded to int8.
     ``ragged`` says whether another operator computes the attention, for which the inputs name each token's
-    row and position. In every graph a third one multiplies by quantized weights where activations are rounded;
-    the session holds these weights itself.
+    row and position. In any graph a third one multiplies by quantized weights where activations are rounded,
+    and the session holds these weights itself.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
