@@ -52,6 +52,7 @@ from .node_types import TypedNode as TypedNode
 from .node_types import typed_nodes as typed_nodes
 from .pieces import WeightPiece as WeightPiece
 from .pieces import as_matrix as as_matrix
+from .product_nodes import replace_products as replace_products
 from .products import PACKED as PACKED
 from .products import PRODUCTS as PRODUCTS
 from .products import divide_products as divide_products
@@ -59,7 +60,6 @@ from .products import is_fast as is_fast
 from .products import make_fast as make_fast
 from .products import packs_codes as packs_codes
 from .quantized import near_rows as near_rows
-from .quantized_nodes import replace_products as replace_products
 from .rows import cast as cast
 from .rows import in_order as in_order
 from .sandboxed_check import problems as problems
