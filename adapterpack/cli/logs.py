@@ -26,8 +26,10 @@ QUIET, VERBOSE = "--quiet", "--verbose"
 _LOG = logging.getLogger("adapterpack.cli")
 
 
-_CHATTER = ("torchao", "torch.utils._pytree", "bitsandbytes", "sigstore")
-"""Loggers of other libraries that warn of what they can do without: packages, or the network."""
+_CHATTER = ("torchao", "torch.utils._pytree", "bitsandbytes", "sigstore", "onnx_ir")
+"""Loggers of other libraries that warn of what they can do without, packages or the network, or of names in a
+stranger's graph, as they are.
+"""
 _flags: Mapping[str, Any] = {}
 """The flags of the running command, for all of its threads."""
 
