@@ -68,7 +68,7 @@ typedef int32_t word __attribute__((may_alias));
      (wholes)_mm256_madd_epi16(_mm256_srli_epi16((__m256i)(codes), 8), _mm256_srai_epi16((__m256i)(x), 8)))
 #define WIDENED(p) ((wholes)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p))))
 #include "quantized_matmul_tile.h"
-#elif defined(__aarch64__)
+#elif defined(DOTPROD_TARGET)
 #define SET dotprod
 #define TARGET DOTPROD_TARGET
 #define LANES 4
@@ -89,7 +89,7 @@ static const struct set sets[] = {
 #if defined(__x86_64__)
     {"avx512vnni", round_avx512vnni, multiply_avx512vnni},
     {"avx2", round_avx2, multiply_avx2},
-#elif defined(__aarch64__)
+#elif defined(DOTPROD_TARGET)
     {"dotprod", round_dotprod, multiply_dotprod},
 #endif
     {NULL, NULL, NULL}};

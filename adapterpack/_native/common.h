@@ -28,7 +28,11 @@
 #define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")))
 #define AVX512VNNI_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,popcnt")))
 #define AVX2_TARGET __attribute__((target("avx2,fma,f16c,popcnt")))
+#if defined(__ARM_FEATURE_DOTPROD)
+#define DOTPROD_TARGET
+#elif defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16) /* clang before 16 has no such functions beside others */
 #define DOTPROD_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
 
 /* Whether this processor has an instruction set: avx512vnni, avx512 or avx2 of x86_64, dotprod or neon of aarch64, or plain, which all have. */
 static int runs_here(const char *name) {
