@@ -205,7 +205,7 @@ def test_weights_that_nobody_holds_are_refused(kernel: ModuleType) -> None:
         {"block": 1 << 17},
         {"width": 0},
         {"width": 65},
-        {"width": 2**62},
+        {"width": 2**63 - 1},
         {"codes": np.zeros((40, 2, 15), np.uint8)},
         {"codes": np.zeros((40, 2, 16), np.int8)},
         {"scales": np.zeros((40, 3), np.float32)},

@@ -234,7 +234,7 @@ static PyObject *py_hold(PyObject *self, PyObject *args) {
     int taken_views = 0, number = 0;
     if (!PyArg_ParseTuple(args, "OOOOlli:hold", given, given + 1, given + 2, given + 3, &weight->in, &weight->block, &weight->bits)) goto end;
     const long block = weight->block;
-    if ((weight->bits != 4 && weight->bits != 8) || block < 8 || block % 8 || block > WIDEST_BLOCK || weight->in < 1) {
+    if ((weight->bits != 4 && weight->bits != 8) || block < 8 || block % 8 || block > WIDEST_BLOCK || weight->in < 1 || weight->in > PY_SSIZE_T_MAX / 64) {
         PyErr_SetString(PyExc_ValueError, "weights have 4 or 8 bits, and blocks of a multiple of 8 numbers up to 65,536");
         goto end;
     }
