@@ -1,4 +1,4 @@
-/* An operator of ONNX Runtime that multiplies by a weight in 4 or 8 bits, which is read where it lies.
+/* An operator of ONNX Runtime that multiplies by a weight in 4 or 8 bits, which the process holds for it.
 
    QuantizedMatMul(x [..., in]) -> product [..., out], with the attribute `weight`: a number that hold() returned. It is MatMulNBits
    (com.microsoft) with accuracy_level 4: in each block of a row activations are rounded to int8, x = step code with step = largest / 127.
@@ -38,7 +38,6 @@ struct run {
     long rows;
 };
 
-typedef int32_t int32_there __attribute__((aligned(1), may_alias));
 typedef int32_t word __attribute__((may_alias));
 
 #define NAME(x) JOIN(x, SET)
@@ -235,7 +234,7 @@ static PyObject *py_hold(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOOlli:hold", given, given + 1, given + 2, given + 3, &weight->in, &weight->block, &weight->bits)) goto end;
     const long block = weight->block;
     if ((weight->bits != 4 && weight->bits != 8) || block < 8 || block % 8 || block > WIDEST_BLOCK || weight->in < 1 || weight->in > PY_SSIZE_T_MAX / 64) {
-        PyErr_SetString(PyExc_ValueError, "weights have 4 or 8 bits, and blocks of a multiple of 8 numbers up to 65,536");
+        PyErr_SetString(PyExc_ValueError, "weights have 4 or 8 bits, rows of one number or more, and blocks of a multiple of 8 numbers up to 65,536");
         goto end;
     }
     const long each = 8 / weight->bits;
